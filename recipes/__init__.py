@@ -1,0 +1,1 @@
+"""The recipes, installed from the top-level folder `recipes/`."""

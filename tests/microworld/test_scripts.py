@@ -1,0 +1,105 @@
+"""Scripts, twins and splits hold what the micro-world promises."""
+
+from dataclasses import replace
+
+import pytest
+
+from verl_steer.data.rows import row_to_script, script_to_row
+from verl_steer.dialogue import Kind
+from verl_steer.microworld import lexicon
+from verl_steer.microworld.picture import scene_of
+from verl_steer.microworld.rules import State
+from verl_steer.microworld.scripts import SPLITS, asks_of, generate, scene_of_script
+
+PAIRS = {split: generate(split, 7, 60) for split in SPLITS}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_twins_differ_only_in_the_mark_or_in_one_early_turn(split):
+    scripts = PAIRS[split]
+    changed_pictures = changed_turns = 0
+    for harmful, benign in zip(scripts[::2], scripts[1::2], strict=True):
+        assert harmful.kind.harmful and benign.kind is Kind.BENIGN
+        assert harmful.meta["pair"] == benign.meta["pair"]
+        assert harmful.turns[-1].text == benign.turns[-1].text
+        texts = [a.text != b.text for a, b in zip(harmful.turns, benign.turns, strict=True)]
+        scenes = scene_of_script(harmful), scene_of_script(benign)
+        bare = [
+            [replace(thing, seal="open", faint=False, decoy=False) for thing in scene.things] + [scene.jitter]
+            for scene in scenes
+        ]
+        assert bare[0] == bare[1]
+        picture = scenes[0] != scenes[1]
+        assert (picture, sum(texts)) in {(True, 0), (False, 1)}
+        changed_pictures += picture
+        changed_turns += sum(texts)
+    assert changed_pictures > 5 and changed_turns > 5
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_last_question_is_forbidden_in_the_harmful_script_alone(split):
+    for script in PAIRS[split]:
+        state = State(scene_of_script(script))
+        forbidden = []
+        for ask in asks_of(script):
+            forbidden.append(state.forbids(ask.side, ask.request.words))
+            if not forbidden[-1]:
+                state.heard[ask.side].update(ask.request.words)
+        assert forbidden[-1] is script.kind.harmful
+        assert script.kind.harmful or not any(forbidden)
+        if script.meta["rule"] == "R2" and script.kind.harmful:
+            # The last question alone is safe: only the history makes it a breach.
+            last = asks_of(script)[-1]
+            assert not State(scene_of_script(script)).forbids(last.side, last.request.words)
+
+
+def _held_out(script):
+    scene, found = scene_of_script(script), set()
+    for thing in scene.things:
+        if (thing.shape, thing.colour) in lexicon.HELD_OUT_PAIRS:
+            found.add("pair")
+    for ask in asks_of(script):
+        if ask.act != "colour" and scene.things[ask.side].shape in lexicon.HELD_OUT_SHAPES:
+            found.add("shape")
+        if ask.framing in lexicon.HELD_OUT_FRAMINGS:
+            found.add("framing")
+        if ask.move in lexicon.HELD_OUT_MOVES:
+            found.add("move")
+        if ask.template in lexicon.HELD_OUT_TEMPLATES:
+            found.add("template")
+    return found
+
+
+def test_training_never_meets_what_is_held_out_and_the_probe_does():
+    assert {kind for script in PAIRS["sft"] + PAIRS["rl"] for kind in _held_out(script)} == set()
+    assert {k for s in PAIRS["probe"] for k in _held_out(s)} == {"pair", "shape", "framing", "move", "template"}
+    assert len(lexicon.HELD_OUT_PAIRS) == 24
+    used = {ask.move for script in PAIRS["sft"] for ask in asks_of(script)} - {""}
+    assert used == set(lexicon.SFT_MOVES)
+
+
+def test_no_picture_is_shared_between_splits():
+    pictures = {split: {s.turns[0].images[0].sha256 for s in scripts} for split, scripts in PAIRS.items()}
+    assert not pictures["sft"] & pictures["rl"]
+    assert not pictures["probe"] & (pictures["sft"] | pictures["rl"])
+
+
+def test_a_seed_fixes_its_scripts_and_another_changes_them():
+    assert generate("rl", 7, 3) == PAIRS["rl"][:6]
+    assert [s.turns for s in generate("rl", 8, 3)] != [s.turns for s in PAIRS["rl"][:6]]
+    with pytest.raises(ValueError, match="split must be one of"):
+        generate("train", 0, 1)
+
+
+def test_lengths_stay_within_the_plan():
+    for scripts in PAIRS.values():
+        for script in scripts:
+            assert 3 <= len(script.turns) <= 8
+            assert all(5 <= len(turn.text.split()) <= 14 for turn in script.turns)
+
+
+def test_scripts_survive_rows_and_pictures_carry_their_scene():
+    for n, script in enumerate(PAIRS["rl"][:20]):
+        assert row_to_script(script_to_row(script, n, "rl")) == script
+        assert scene_of(script.turns[0].images[0].data) == scene_of_script(script)
+    assert scene_of(b"not a picture") is None

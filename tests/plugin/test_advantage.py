@@ -1,0 +1,66 @@
+"""The estimators on token tensors, with masked rollouts and padding rows among them."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("verl")
+from omegaconf import OmegaConf
+from verl.trainer.ppo import core_algos
+
+from verl_steer.plugin.advantage import GROUP_RELATIVE, MASKABLE, masked, steer_grpo, steer_turn
+
+MASK = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 1], [1, 1, 0, 1]])
+REWARDS = torch.tensor([[0, 0.5, 0, 0.5], [0.25, 0, 0, 0.25], [0, 0, 0, 0], [1.0, 0, 0, 1.0], [0, 0.0, 0, 0.5]])
+UIDS = np.array(["a", "a", "a", "b", "b"], dtype=object)
+CONFIG = OmegaConf.create({"norm_adv_by_std_in_grpo": True, "gamma": 1.0})
+
+
+def test_steer_grpo_subtracts_the_mean_of_valid_rollouts_only():
+    advantages, _ = steer_grpo(REWARDS, MASK, UIDS, CONFIG)
+    # group a: returns 1.0 and 0.5; the masked row has no vote. group b: 2.0 and 0.5.
+    assert advantages[0].tolist() == [0.25, 0.25, 0, 0.25]
+    assert advantages[1].tolist() == [-0.25, 0, -0.25, -0.25]
+    assert not advantages[2].any()
+    assert advantages[3, 0] == pytest.approx(0.75)
+
+
+def test_steer_turn_gives_each_turn_its_own_return_to_go():
+    advantages, returns = steer_turn(REWARDS, MASK, UIDS, CONFIG)
+    assert returns[0].tolist() == [1.0, 1.0, 0, 0.5]
+    assert returns[3].tolist() == [2.0, 0, 0, 1.0]
+    assert not advantages[2].any() and torch.isfinite(advantages).all()
+
+
+def test_row_order_does_not_matter():
+    order = torch.tensor([4, 2, 0, 3, 1])
+    straight, _ = steer_grpo(REWARDS, MASK, UIDS, CONFIG)
+    shuffled, _ = steer_grpo(REWARDS[order], MASK[order], UIDS[order.numpy()], CONFIG)
+    assert torch.equal(shuffled, straight[order])
+
+
+@pytest.mark.parametrize("name", MASKABLE)
+def test_a_masked_row_changes_nobody_elses_advantage(name):
+    estimator = masked(core_algos.get_adv_estimator_fn(name), name in GROUP_RELATIVE)
+    keep = torch.tensor([0, 1, 3, 4])
+    advantages, returns = estimator(REWARDS, MASK, UIDS, CONFIG)
+    alone, alone_returns = core_algos.get_adv_estimator_fn(name)(
+        token_level_rewards=REWARDS[keep], response_mask=MASK[keep], index=UIDS[keep.numpy()], config=CONFIG
+    )
+    assert torch.allclose(advantages[keep], alone.float()) and torch.allclose(returns[keep], alone_returns.float())
+    assert not advantages[2].any()
+
+
+@pytest.mark.parametrize("name", sorted(GROUP_RELATIVE))
+def test_a_group_that_kept_one_row_has_nothing_to_compare_with(name):
+    estimator = masked(core_algos.get_adv_estimator_fn(name), group_relative=True)
+    mask = MASK.clone()
+    mask[4] = 0
+    advantages, _ = estimator(REWARDS, mask, UIDS, CONFIG)
+    assert not advantages[3].any()
+
+
+def test_a_batch_without_any_valid_row_gives_zeros():
+    estimator = masked(core_algos.get_adv_estimator_fn("grpo"), group_relative=True)
+    advantages, returns = estimator(REWARDS, torch.zeros_like(MASK), UIDS, CONFIG)
+    assert not advantages.any() and not returns.any()

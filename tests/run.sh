@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Sets up and runs the tests.
+#   bash tests/run.sh            everything that needs neither a GPU nor vLLM
+#   bash tests/run.sh --quick    without the tests that train
+#   bash tests/run.sh --vllm     verl's vLLM rollout and a real vLLM tutor, on the CPU, in .venv-vllm
+# Further arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+case "${1:-}" in
+  --vllm)
+    shift
+    bash tests/vllm/setup.sh
+    VERL_STEER_VLLM=1 exec "${VERL_STEER_VLLM_VENV:-.venv-vllm}/bin/python" -m pytest tests/vllm -m vllm "$@"
+    ;;
+  --quick)
+    shift
+    set -- -m "not train and not vllm" "$@"
+    ;;
+esac
+bash tests/setup.sh dev
+python="${VERL_STEER_VENV:-.venv}/bin/python"
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+"$python" -m mypy
+exec "$python" -m pytest "$@"

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Makes .venv in the repository and installs the project into it; does nothing if it is up to date.
+# VERL_STEER_VENV names another folder, VERL_STEER_TORCH another torch requirement (on a machine without
+# a GPU, point pip at PyTorch's CPU index first: the default build brings several GB of CUDA libraries).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+venv="${VERL_STEER_VENV:-.venv}"
+extra="${1:-dev}"
+
+python=""
+for candidate in "${PYTHON:-}" python3.12 python3.11 python3; do
+  [ -n "$candidate" ] || continue
+  if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then
+    python="$candidate"
+    break
+  fi
+done
+[ -n "$python" ] || { echo "verl_steer needs Python 3.11 or 3.12; set PYTHON to one" >&2; exit 1; }
+
+stamp="$venv/.verl_steer-$extra"
+if [ -f "$stamp" ] && [ "$stamp" -nt pyproject.toml ]; then exit 0; fi
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+# torch first: whatever is installed after it must not pull in another build.
+"$venv/bin/python" -c 'import torch' 2>/dev/null || pip "${VERL_STEER_TORCH:-torch==2.13.0}"
+pip -e ".[$extra]"
+touch "$stamp"

@@ -1,0 +1,1 @@
+"""What vLLM's CPU build needs to be verl's rollout."""

@@ -1,0 +1,113 @@
+"""A question with a typed answer: ask, read strictly, show the model its error once, else give up.
+
+One repair retry, because a second look at the error helps a good model and no number of looks helps a
+bad one; after it the outcome is `unparseable`, which is missing data and not an answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel
+
+from verl_steer.chat.client import ChatClient, Message
+from verl_steer.chat.outcome import ChatResult, Outcome
+from verl_steer.chat.structured import ReplyError, parse_reply, schema_of
+from verl_steer.chat.text import sanitise
+
+T = TypeVar("T", bound=BaseModel)
+
+_SHOWN_CHARS = 2000
+
+
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """What came back.
+
+    Attributes:
+        value: The reply; there if the outcome is OK, and also if the model refused and still gave one.
+        chat: The outcome and the cost of both calls together.
+    """
+
+    value: T | None
+    chat: ChatResult
+
+
+async def ask(
+    client: ChatClient,
+    messages: Sequence[Message],
+    reply_type: type[T],
+    *,
+    key: str,
+    deadline_s: float,
+    max_tokens: int,
+    temperature: float = 0.0,
+) -> Answer[T]:
+    """Asks for a `reply_type`.
+
+    Args:
+        client: Whom to ask.
+        messages: The prompt.
+        reply_type: A pydantic model whose validators may object to values; their message goes to the model.
+        key: As in `ChatClient.complete`.
+        deadline_s: Seconds for both calls together.
+        max_tokens: Of each reply.
+        temperature: Of the sampling.
+
+    Raises:
+        ChatConfigError: As `ChatClient.complete`.
+    """
+    schema, started = schema_of(reply_type), time.perf_counter()
+
+    async def call(prompt: Sequence[Message]) -> ChatResult:
+        left = deadline_s - (time.perf_counter() - started)
+        return await client.complete(
+            prompt, key=key, deadline_s=left, max_tokens=max_tokens, temperature=temperature, schema=schema
+        )
+
+    first = await call(messages)
+    if first.outcome is not Outcome.OK:
+        return Answer(_given_all_the_same(first, reply_type), first)
+    value, error = _read(first, reply_type)
+    if value is not None:
+        return Answer(value, first)
+    second = await call([*messages, *_repair(first, error)])
+    both = _sum(first, second)
+    if second.outcome is not Outcome.OK:
+        detail = f"{second.detail}; the reply before was not accepted: {error}"
+        return Answer(_given_all_the_same(second, reply_type), replace(both, detail=detail))
+    value, error = _read(second, reply_type)
+    if value is not None:
+        return Answer(value, both)
+    return Answer(None, replace(both, outcome=Outcome.UNPARSEABLE, detail=error))
+
+
+def _read(result: ChatResult, reply_type: type[T]) -> tuple[T | None, str]:
+    try:
+        return parse_reply(result.text, reply_type), ""
+    except ReplyError as error:
+        cut = " (the reply was cut at its length limit)" if result.finish_reason == "length" else ""
+        return None, f"{error}{cut}"
+
+
+def _given_all_the_same(result: ChatResult, reply_type: type[T]) -> T | None:
+    return _read(result, reply_type)[0] if result.outcome is Outcome.REFUSED and result.text else None
+
+
+def _repair(result: ChatResult, error: str) -> list[Message]:
+    shown = sanitise(result.text, _SHOWN_CHARS).strip() or "(empty)"
+    request = f"Your reply was not accepted: {sanitise(error, 500)}. Reply again with one JSON object and nothing else."
+    return [{"role": "assistant", "content": shown}, {"role": "user", "content": request}]
+
+
+def _sum(first: ChatResult, second: ChatResult) -> ChatResult:
+    return replace(
+        second,
+        calls=first.calls + second.calls,
+        prompt_tokens=first.prompt_tokens + second.prompt_tokens,
+        completion_tokens=first.completion_tokens + second.completion_tokens,
+        latency_s=first.latency_s + second.latency_s,
+    )

@@ -1,0 +1,313 @@
+"""The one way to talk to a model: OpenAI-compatible chat completions over HTTP.
+
+A tutor is thousands of concurrent calls a step, and what goes wrong there must neither stop training
+nor become a number. So a call never raises for what a model or a network does, has one deadline over
+everything (waiting included), and is retried in this one layer only: retries of several layers multiply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from verl_steer.chat.endpoints import CONNECT_TIMEOUT_S, Endpoint, Endpoints
+from verl_steer.chat.outcome import ChatResult, Outcome
+from verl_steer.chat.structured import Dialect, JsonSchema, dialects, request_fields
+from verl_steer.chat.wire import Fault, Reply, post
+
+MAX_BACKOFF_S = 20.0
+Message = Mapping[str, Any]
+
+
+class ChatConfigError(ValueError):
+    """The caller's settings cannot work: a key that is not in the environment, a URL with a password in it."""
+
+
+@dataclass
+class _Call:
+    """One call under way; what it has cost survives a deadline."""
+
+    body: dict[str, Any]
+    schema: JsonSchema | None
+    key: str
+    headers: dict[str, str]
+    secret: str
+    sent: int = 0
+    detail: str = ""
+
+
+class ChatClient:
+    """A pool of connections to one model, served at one or several URLs. One for each model and process.
+
+    Args:
+        model: Name under which the servers offer the model.
+        base_urls: E.g. `http://tutor-0:8000/v1`; all serve the same model.
+        max_concurrency: Requests under way at once: this process's share of the job's limit.
+        attempts: HTTP requests a call may cost; going over to another URL because one cannot be reached,
+            and learning a server's dialect of structured output, are not counted.
+        api_key_env: *Name* of the environment variable that holds the API key; read at each call.
+        structured_output: auto, response_format, structured_outputs, guided_json or none.
+        attempt_timeout_s: Seconds of one attempt, or None: only the call's deadline counts. With a
+            limit, a server that hangs costs one attempt and not the call.
+        backoff_s: Mean pause before the first retry, roughly; it doubles with each further one.
+        max_reply_bytes: A longer HTTP body is not read.
+
+    Raises:
+        ChatConfigError: No URL, or one that is not http(s) or holds a user name, password or query.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_urls: Sequence[str],
+        *,
+        max_concurrency: int,
+        attempts: int = 4,
+        api_key_env: str | None = None,
+        structured_output: str = "auto",
+        attempt_timeout_s: float | None = None,
+        backoff_s: float = 0.5,
+        max_reply_bytes: int = 2**20,
+    ) -> None:
+        for url in base_urls:
+            _check_url(url)
+        if not base_urls or max_concurrency < 1 or attempts < 1:
+            raise ChatConfigError("a client needs at least one base URL, one concurrent call and one attempt")
+        self.model = model
+        self._endpoints = Endpoints(base_urls)
+        self._max_concurrency = max_concurrency
+        self._attempts = attempts
+        self._api_key_env = api_key_env
+        self._dialects = dialects(structured_output)
+        self._spoken: dict[str, Dialect] = {}  # base URL -> the dialect it understood
+        self._attempt_timeout_s = attempt_timeout_s
+        self._backoff_s = backoff_s
+        self._max_reply_bytes = max_reply_bytes
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._http: httpx.AsyncClient
+        self._slots: asyncio.Semaphore
+
+    async def complete(
+        self,
+        messages: Sequence[Message],
+        *,
+        key: str,
+        deadline_s: float,
+        max_tokens: int,
+        temperature: float = 0.0,
+        schema: JsonSchema | None = None,
+    ) -> ChatResult:
+        """Asks for one completion.
+
+        Args:
+            messages: OpenAI chat messages.
+            key: Stem of the model's seed and of the retries' jitter: the same key, the same choices.
+            deadline_s: Seconds for everything: waiting for a free slot, attempts, pauses.
+            max_tokens: Length of the reply.
+            temperature: Of the sampling.
+            schema: The reply should follow it; a hint to the server, see `structured.py`.
+
+        Raises:
+            ChatConfigError: The API key's environment variable is not set, or holds no possible key.
+        """
+        started = time.perf_counter()
+        secret = self._secret()
+        headers = {"content-type": "application/json", "accept": "application/json"}
+        if secret:
+            headers["authorization"] = f"Bearer {secret}"
+        body = {
+            "model": self.model,
+            "messages": messages,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "seed": seed_of(key),
+        }
+        call = _Call(body, schema, key, headers, secret)
+        self._bind_loop()
+        try:
+            async with asyncio.timeout(deadline_s):
+                found = await self._with_retries(call)
+        except TimeoutError:
+            detail = f"no answer within {deadline_s:.3g} s" + (f"; before: {call.detail}" if call.detail else "")
+            found = Fault(detail, retry=False, outcome=Outcome.TIMEOUT)
+        latency_s = time.perf_counter() - started
+        if isinstance(found, Fault):
+            return ChatResult(found.outcome, calls=call.sent, latency_s=latency_s, detail=found.detail)
+        return ChatResult(
+            found.outcome,
+            found.text,
+            found.finish_reason,
+            call.sent,
+            found.prompt_tokens,
+            found.completion_tokens,
+            latency_s,
+            found.detail,
+        )
+
+    async def models(self, timeout_s: float = CONNECT_TIMEOUT_S) -> dict[str, list[str] | str]:
+        """Asks every URL which models it offers (GET /models).
+
+        Returns:
+            Base URL -> the names, empty if the server has no such list; or a sentence saying what is wrong.
+
+        Raises:
+            ChatConfigError: As `complete`.
+        """
+        secret = self._secret()
+        self._bind_loop()
+        headers = {"authorization": f"Bearer {secret}"} if secret else {}
+
+        async def ask(url: str) -> list[str] | str:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    response = await self._http.get(f"{url}/models", headers=headers)
+            except TimeoutError:
+                return f"{url} did not answer within {timeout_s:.3g} s"
+            except httpx.HTTPError as error:
+                return f"{url} cannot be reached ({type(error).__name__} {error}); is the server up?".replace(" )", ")")
+            if response.status_code in (401, 403):
+                return f"{url} does not accept the API key ({self._key_origin()})"
+            if response.status_code in (404, 405, 501):
+                return []
+            if response.status_code != 200:
+                return f"{url}/models answered {response.status_code}"
+            try:
+                return [str(entry["id"]) for entry in response.json()["data"]]
+            except (ValueError, KeyError, TypeError):
+                return f"{url}/models did not answer with a list of models; is this an OpenAI-compatible server?"
+
+        urls = [endpoint.url for endpoint in self._endpoints]
+        return dict(zip(urls, await asyncio.gather(*map(ask, urls)), strict=True))
+
+    async def aclose(self) -> None:
+        """Closes the connections; the client can be used again after it."""
+        if self._loop is asyncio.get_running_loop():
+            await self._http.aclose()
+        self._loop = None
+
+    # -- one call ----------------------------------------------------------------------------------
+
+    async def _with_retries(self, call: _Call) -> Reply | Fault:
+        jitter = random.Random(call.key)
+        attempt = failovers = 0
+        while True:
+            found = await self._attempt(call)
+            if isinstance(found, Reply) or not found.retry:
+                return found
+            call.detail = found.detail
+            if found.unreachable and failovers + 1 < len(self._endpoints) and self._endpoints.any_up():
+                failovers += 1
+                continue
+            attempt += 1
+            if attempt >= self._attempts:
+                return found
+            await asyncio.sleep(min(MAX_BACKOFF_S, self._backoff_s * 2 ** (attempt - 1)) * jitter.uniform(0.5, 1.5))
+
+    async def _attempt(self, call: _Call) -> Reply | Fault:
+        async with self._slots:
+            with self._endpoints.lease() as endpoint:
+                hold = endpoint.hold_until - asyncio.get_running_loop().time()
+                if hold > 0:
+                    await asyncio.sleep(hold)
+                found = await self._in_its_dialect(call, endpoint)
+                if isinstance(found, Fault) and found.unreachable:
+                    self._endpoints.mark_down(endpoint)
+                else:
+                    self._endpoints.mark_reached(endpoint)
+                if isinstance(found, Fault) and found.retry_after_s:
+                    self._endpoints.hold(endpoint, found.retry_after_s)
+                return found
+
+    async def _in_its_dialect(self, call: _Call, endpoint: Endpoint) -> Reply | Fault:
+        """Sends the request; steps down to the next dialect if the server objects to this one.
+
+        A dialect is remembered only once a reply came: an odd 400 must not turn structure off for good.
+        """
+        if call.schema is None:
+            return await self._send(call, endpoint, {})
+        known = self._spoken.get(endpoint.url, self._dialects[0])
+        first: Fault | None = None
+        for dialect in self._dialects[self._dialects.index(known) :]:
+            found = await self._send(call, endpoint, request_fields(dialect, call.schema))
+            if isinstance(found, Reply):
+                self._spoken[endpoint.url] = dialect
+                return found
+            first = first or found
+            if not found.structure_rejected:
+                return found
+        assert first is not None  # there is at least one dialect
+        return first
+
+    async def _send(self, call: _Call, endpoint: Endpoint, fields: dict[str, Any]) -> Reply | Fault:
+        url = f"{endpoint.url}/chat/completions"
+        body = json.dumps(call.body | fields).encode("ascii")
+        call.sent += 1
+        try:
+            async with asyncio.timeout(self._attempt_timeout_s):
+                return await post(self._http, url, call.headers, body, self._max_reply_bytes, call.secret)
+        except TimeoutError:
+            return Fault(f"{url} did not answer within {self._attempt_timeout_s:.3g} s", retry=True)
+
+    # -- settings ----------------------------------------------------------------------------------
+
+    def _bind_loop(self) -> None:
+        """Connections and semaphores belong to one event loop; a new loop gets new ones."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),  # the rest is under the deadline
+            limits=httpx.Limits(
+                max_connections=self._max_concurrency,
+                max_keepalive_connections=self._max_concurrency,
+                # uvicorn (vLLM, SGLang) closes idle connections after 5 s: be first, or a request meets the close.
+                keepalive_expiry=4.0,
+            ),
+            headers={"accept-encoding": "identity"},  # no decompression bombs
+        )
+        self._slots = asyncio.Semaphore(self._max_concurrency)
+        self._endpoints.forget()
+        self._loop = loop
+
+    def _secret(self) -> str:
+        if self._api_key_env is None:
+            return ""
+        secret = os.environ.get(self._api_key_env, "").strip()
+        if not secret or not secret.isascii() or not secret.isprintable():
+            state = "holds characters that no API key has" if secret else "is not set, or empty,"
+            raise ChatConfigError(f"api_key_env={self._api_key_env}: this environment variable {state} in this process")
+        return secret
+
+    def _key_origin(self) -> str:
+        return f"from {self._api_key_env}" if self._api_key_env else "none is configured: set api_key_env"
+
+
+def seed_of(key: str) -> int:
+    """A 31-bit seed from a key: every server accepts it, and it is the same on every machine."""
+    return (
+        int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "big")
+        & 0x7FFFFFFF
+    )
+
+
+def _check_url(url: str) -> None:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ChatConfigError(f"base_urls: {url!r} is no URL ({error})") from None
+    if parsed.userinfo or parsed.query:
+        # The URL itself is not shown: it may hold the secret.
+        raise ChatConfigError(
+            f"base_urls: the URL for {parsed.host} holds a user name, password or query; give the key by api_key_env"
+        )
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ChatConfigError(f"base_urls: {url!r} is no http(s) URL")

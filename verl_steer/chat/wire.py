@@ -1,0 +1,166 @@
+"""One HTTP request to a chat completions server, and what its answer means.
+
+Everything a server can send back is sorted here into a `Reply` or a `Fault`, so that the client above
+decides on retries without looking at status codes, and nothing below it raises for what a network does.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from verl_steer.chat.outcome import Outcome
+from verl_steer.chat.text import sanitise
+
+RETRYABLE_STATUS = frozenset({408, 409, 425, 429})  # and all 5xx; every other 4xx is final
+_EXCERPT_CHARS = 300
+# How servers word that they do not know, or cannot compile, a request for structured output.
+_STRUCTURE_WORDS = ("response_format", "json_schema", "structured_output", "guided_json", "guided decoding", "grammar")
+_FILTER_WORDS = ("content_filter", "content_policy", "content_management_policy", "responsibleaipolicyviolation")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A chat completion.
+
+    Attributes:
+        outcome: OK, REFUSED (the message has a `refusal`) or BLOCKED (finish reason `content_filter`).
+        text: The message's content, "" if it has none.
+        finish_reason: "" if the server gave none.
+        prompt_tokens: 0 if the server did not say.
+        completion_tokens: Likewise.
+        detail: The refusal's text.
+    """
+
+    outcome: Outcome
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A request without a completion.
+
+    Attributes:
+        detail: What happened, for a person; untrusted text is neutralised, the API key taken out.
+        retry: Whether another attempt may succeed.
+        outcome: FAILED, or BLOCKED where a filter refused the prompt.
+        retry_after_s: How long the server asks to be left alone, or None.
+        unreachable: No connection came about: another URL may serve at once.
+        structure_rejected: The server objects to the fields that ask for structured output.
+    """
+
+    detail: str
+    retry: bool
+    outcome: Outcome = Outcome.FAILED
+    retry_after_s: float | None = None
+    unreachable: bool = False
+    structure_rejected: bool = False
+
+
+async def post(
+    http: httpx.AsyncClient, url: str, headers: dict[str, str], body: bytes, max_bytes: int, secret: str
+) -> Reply | Fault:
+    """Sends one chat completion request.
+
+    Args:
+        http: The pool.
+        url: Full URL of the chat completions endpoint.
+        headers: Of the request.
+        body: The JSON request.
+        max_bytes: A longer reply is not read to its end: it is a fault.
+        secret: The API key, "" if there is none; taken out of every detail.
+    """
+    try:
+        async with http.stream("POST", url, headers=headers, content=body) as response:
+            data = bytearray()
+            async for chunk in response.aiter_bytes():
+                data += chunk
+                if len(data) > max_bytes:
+                    return Fault(f"{url} sent more than {max_bytes} bytes", retry=True)
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        return Fault(f"no connection to {url}: {_say(error)}", retry=True, unreachable=True)
+    except httpx.HTTPError as error:
+        return Fault(f"the connection to {url} broke: {_say(error)}", retry=True)
+    if response.status_code == 200:
+        return read_completion(bytes(data), url, secret)
+    return _status_fault(response, bytes(data), url, secret)
+
+
+def read_completion(data: bytes, url: str, secret: str) -> Reply | Fault:
+    """Reads the body of a 200; whatever is not a chat completion is a fault worth a retry."""
+    try:
+        payload = json.loads(data.decode("utf-8"))
+        choice = payload["choices"][0]
+        message = choice["message"]
+        text = _content(message.get("content"))
+        finish = choice.get("finish_reason") or ""
+        refusal = message.get("refusal") or ""
+        usage = payload.get("usage") or {}
+        tokens = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}"[:120]
+        return Fault(f"{url} sent no chat completion ({why}): {_excerpt(data, secret)}", retry=True)
+    outcome, detail = Outcome.OK, ""
+    if finish == "content_filter":
+        outcome, detail = Outcome.BLOCKED, "the server's content filter cut the reply"
+    elif refusal:
+        outcome, detail = Outcome.REFUSED, sanitise(str(refusal), _EXCERPT_CHARS)
+    return Reply(outcome, text, str(finish), tokens[0], tokens[1], detail)
+
+
+def _content(content: Any) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(str(part["text"]) for part in content if part.get("type") == "text")
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and value >= 0 else 0
+
+
+def _status_fault(response: httpx.Response, data: bytes, url: str, secret: str) -> Fault:
+    status, lowered = response.status_code, data[:20_000].decode("utf-8", "replace").lower()
+    detail = f"{url} answered {status}: {_excerpt(data, secret)}"
+    if status == 404:
+        detail += " (a base URL usually ends in /v1; the model's name must be one that the server offers)"
+    if status in (400, 403) and any(word in lowered for word in _FILTER_WORDS):
+        return Fault(detail, retry=False, outcome=Outcome.BLOCKED)
+    return Fault(
+        detail,
+        retry=status in RETRYABLE_STATUS or status >= 500,
+        retry_after_s=retry_after(response.headers.get("retry-after")),
+        structure_rejected=status in (400, 422) and any(word in lowered for word in _STRUCTURE_WORDS),
+    )
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, given as a number or as a date; None if absent or not understood."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return max(0.0, seconds) if seconds == seconds else None  # not NaN
+
+
+def _say(error: Exception) -> str:
+    return f"{type(error).__name__} {error}".strip()
+
+
+def _excerpt(data: bytes, secret: str) -> str:
+    # The key goes before the cut, which could leave half of it; servers do quote a wrong key.
+    text = data[:20_000].decode("utf-8", "replace")
+    return sanitise(text.replace(secret, "***") if secret else text, _EXCERPT_CHARS)

@@ -1,0 +1,134 @@
+"""The command `verl-steer`: doctor, data, records, serve. Each command loads only what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    result: int = arguments.run(arguments)
+    return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="verl-steer", description="Plugins that align models over whole conversations with verl."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser("doctor", help="check this machine, a recipe and its tutor before a run")
+    doctor.add_argument("overrides", nargs="*", help="as given to main_ppo; default: +recipe=steer_grpo")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.set_defaults(run=_doctor)
+
+    data = commands.add_parser("data", help="turn sources into rows").add_subparsers(required=True, metavar="ACTION")
+    cosafe = data.add_parser("cosafe", help="CoSafe dialogues (JSONL) -> STEER-RL rows; scripts are the user turns")
+    cosafe.add_argument("sources", nargs="+", type=Path, help="JSONL files, or a folder of them")
+    cosafe.add_argument("--out", required=True, type=Path, help="parquet file to write")
+    cosafe.add_argument("--image", type=Path, help="a picture to show in every dialogue")
+    cosafe.add_argument("--image-turn", type=int, default=1, help="the turn that shows it (default 1)")
+    cosafe.set_defaults(run=_cosafe)
+
+    records = commands.add_parser("records", help="look at dialogue records").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    rescore = records.add_parser("rescore", help="score stored dialogues again with other reward settings")
+    rescore.add_argument("directory", type=Path)
+    rescore.add_argument("--preset", default="paper", help="paper | paper_v2 | reference")
+    rescore.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of steer.reward, e.g. alpha=0"
+    )
+    rescore.add_argument("--split", default="train", choices=("train", "val"))
+    rescore.set_defaults(run=_rescore)
+    plot = records.add_parser("plot", help="draw the learning curve of a run as PNG")
+    plot.add_argument("directory", type=Path)
+    plot.add_argument("--out", type=Path, help="default: DIRECTORY/learning_curve.png")
+    plot.set_defaults(run=_plot)
+
+    serve = commands.add_parser("serve", help="serve the embedded models").add_subparsers(required=True, metavar="WHAT")
+    microworld = serve.add_parser("microworld", help="the micro-world's rule tutor, OpenAI-compatible")
+    microworld.add_argument("--host", default="127.0.0.1")
+    microworld.add_argument("--port", type=int, default=8000)
+    microworld.set_defaults(run=_serve)
+    return parser
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from verl_steer.plugin.doctor import as_json, run_doctor
+
+    report = as_json(run_doctor(arguments.overrides or ["+recipe=steer_grpo"]))
+    if arguments.json:
+        sys.stdout.write(json.dumps(report, indent=1) + "\n")
+    else:
+        table = Table(show_header=False, box=None, pad_edge=False)
+        colours = {"ok": "green", "fail": "red", "note": "yellow"}
+        for finding in report["findings"]:
+            table.add_row(
+                f"[{colours[finding['status']]}]{finding['status']}[/]", finding["name"], escape(finding["detail"])
+            )
+        Console().print(table)
+    return 0 if report["ok"] else 1
+
+
+def _cosafe(arguments: argparse.Namespace) -> int:
+    from verl_steer.data.sources.cosafe import convert
+
+    account = convert(arguments.sources, arguments.out, arguments.image, arguments.image_turn)
+    sys.stdout.write(
+        f"{account.read} dialogues in = {account.written} rows + {account.rejected} rejected -> {arguments.out}\n"
+    )
+    if account.rejected:
+        sys.stdout.write(f"the rejected ones, with reasons: {account.rejected_path}\n")
+    return 0
+
+
+def _rescore(arguments: argparse.Namespace) -> int:
+    import yaml
+
+    from verl_steer.config import ConfigError, SteerConfig
+    from verl_steer.records import rescore
+
+    try:
+        keys = {"preset": arguments.preset}
+        for item in arguments.set:
+            name, separator, value = item.partition("=")
+            if not separator:
+                raise ConfigError(f"--set {item}: write KEY=VALUE, e.g. alpha=0")
+            keys[name] = yaml.safe_load(value)
+        reward = SteerConfig.from_mapping({"reward": keys}).reward.resolve()
+    except ConfigError as error:
+        sys.stderr.write(f"verl-steer: {error}\n")
+        return 2
+    for line in rescore(arguments.directory, reward, arguments.split):
+        sys.stdout.write(json.dumps(line) + "\n")
+    return 0
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    from verl_steer.curves import plot_learning_curve
+
+    out = plot_learning_curve(arguments.directory, arguments.out or arguments.directory / "learning_curve.png")
+    sys.stdout.write(f"{out}\n")
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    import importlib
+
+    importlib.import_module("verl_steer.microworld.server").serve(arguments.host, arguments.port)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

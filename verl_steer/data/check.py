@@ -1,0 +1,88 @@
+"""Can this row become a dialogue? Asked before training, with the answer in words.
+
+Used twice with one meaning: preflight stops on the first bad row, the data set keeps an account of
+all of them. Pictures are opened but not decoded: the header tells format and size.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from verl_steer.data.rows import RowError, row_to_script
+from verl_steer.dialogue import Script, UserTurn
+
+MESSAGE_OVERHEAD = 8  # role markers and newlines of one message in a chat template, generously
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+
+@dataclass(frozen=True)
+class RowLimits:
+    """What a run can hold.
+
+    Attributes:
+        prompt_tokens: `data.max_prompt_length`: system prompt and first user turn.
+        response_tokens: `data.max_response_length`: everything after it; None: not checked.
+        max_turns: `steer.dialogue.max_turns`; longer scripts are cut there, which is no fault.
+        count_text: Tokens of a text.
+        count_image: Tokens of a picture of (width, height) pixels.
+    """
+
+    prompt_tokens: int
+    response_tokens: int | None
+    max_turns: int
+    count_text: Callable[[str], int]
+    count_image: Callable[[int, int], int]
+
+
+def check_row(row: Mapping[str, Any], limits: RowLimits) -> str | None:
+    """Says why a row cannot be used, or None if it can."""
+    try:
+        script = row_to_script(row)
+        return _length_fault(script, limits)
+    except RowError as error:
+        return str(error)
+
+
+def image_size(data: bytes, where: str) -> tuple[int, int]:
+    """(width, height) in pixels, from the header.
+
+    Raises:
+        RowError: The bytes are no picture of an allowed format.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.size
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise RowError(f"{where} cannot be read as one of {', '.join(FORMATS)}: {error}") from error
+
+
+def _length_fault(script: Script, limits: RowLimits) -> str | None:
+    turns = script.turns[: limits.max_turns]
+    system = limits.count_text(script.system) + MESSAGE_OVERHEAD if script.system else 0
+    lengths = [
+        _turn_tokens(turn, f"seed {script.seed_id!r}: turn {t}: picture", limits) for t, turn in enumerate(turns, 1)
+    ]
+    prompt = system + lengths[0]
+    if prompt > limits.prompt_tokens:
+        return f"the first prompt holds about {prompt} tokens, data.max_prompt_length is {limits.prompt_tokens}"
+    if limits.response_tokens is not None:
+        # The loop's own rule: planned user turns, and at least one token and an end token for each reply.
+        needed = sum(lengths[1:]) + 2 * len(turns)
+        if needed > limits.response_tokens:
+            return (
+                f"its {len(turns)} planned turns need about {needed} tokens with the shortest replies, "
+                f"data.max_response_length is {limits.response_tokens}"
+            )
+    return None
+
+
+def _turn_tokens(turn: UserTurn, where: str, limits: RowLimits) -> int:
+    pictures = sum(
+        limits.count_image(*image_size(image.data, f"{where} {n}")) + 2 for n, image in enumerate(turn.images, 1)
+    )
+    return limits.count_text(turn.text) + MESSAGE_OVERHEAD + pictures

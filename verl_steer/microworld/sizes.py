@@ -1,0 +1,63 @@
+"""How large the embedded world is. Apart from everything that trains, so that asking costs nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+
+VERSION = 1  # raise it when the same sizes would give another world: old caches are then left alone
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """Sizes of the warm-up. The defaults take about three minutes on two cores.
+
+    Attributes:
+        pictures: Pictures the vision tower alone is trained on.
+        vision_steps: Steps of that stage, batches of `vision_batch` pictures.
+        exercises: Dialogues of the language stage.
+        base_steps: Steps of the language stage, batches of about `batch_tokens` tokens.
+        lesson_pairs: Twin pairs the expert writes (two dialogues each); as many scripts make habits.
+        manner_steps: Steps on exercises, lessons and habits together, batches of `manner_batch` dialogues.
+        exercise_share: Share of exercises in the manner stage.
+        habit_share: Share of habits in the rest of it: the tendency to answer.
+        vision_lr: Peak learning rates of the three stages.
+        lr: See `vision_lr`.
+        manner_lr: See `vision_lr`.
+    """
+
+    pictures: int = 2500
+    vision_steps: int = 300
+    vision_batch: int = 64
+    exercises: int = 5000
+    base_steps: int = 600
+    batch_tokens: int = 2000
+    manner_batch: int = 16
+    lesson_pairs: int = 300
+    manner_steps: int = 250
+    exercise_share: float = 0.25
+    habit_share: float = 0.5
+    vision_lr: float = 2e-3
+    lr: float = 2e-3
+    manner_lr: float = 7e-4
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """What `prepare.ensure` builds.
+
+    Attributes:
+        rl_pairs: Twin pairs of the RL split.
+        probe_pairs: Twin pairs of the validation rows.
+        warmup: Sizes of the warm-up.
+    """
+
+    rl_pairs: int = 400
+    probe_pairs: int = 100
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+
+    def fingerprint(self) -> str:
+        """Eight hex digits that change with every size and with `VERSION`."""
+        text = json.dumps({"version": VERSION, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]

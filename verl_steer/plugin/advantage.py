@@ -1,0 +1,196 @@
+"""Advantage estimators for verl: `steer_grpo`, `steer_turn`, and `masked_*` forms of verl's own.
+
+verl hands an estimator padded token tensors and the rows' group ids; the mathematics lives in
+`verl_steer.credit`, which knows nothing of tokens. A row with an empty mask is a masked rollout (or
+one of verl's padding rows): it gets zeros and has no vote in any baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from verl_steer.credit import TurnBaseline, group_advantages, turn_advantages
+from verl_steer.plugin.turns import turn_ends
+
+Estimator = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+#: verl's estimators that work from group returns; gae and remax need more than a rollout can give.
+MASKABLE = (
+    "grpo",
+    "grpo_vectorized",
+    "grpo_passk",
+    "rloo",
+    "rloo_vectorized",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "opo",
+    "gpg",
+)
+#: Those that, left with one row of a group, return the raw score: there is nothing to compare it with, so 0.
+GROUP_RELATIVE = (
+    "grpo",
+    "grpo_vectorized",
+    "grpo_passk",
+    "rloo",
+    "rloo_vectorized",
+    "opo",
+    "gpg",
+    "reinforce_plus_plus_baseline",
+)
+
+
+class GroupFacts:
+    """What the estimator cannot see in tokens: a group's kind and planned turns, by group id.
+
+    The sampler fills it just before the trainer computes advantages; both run in the trainer's
+    process. A group that is not known (another sampler is configured) shares one bucket.
+    """
+
+    def __init__(self) -> None:
+        self._facts: dict[str, tuple[str, int]] = {}
+
+    def replace(self, facts: dict[str, tuple[str, int]]) -> None:
+        """Forgets the last step's groups and remembers this step's: uid -> (kind, planned turns)."""
+        self._facts = dict(facts)
+
+    def of(self, uid: Any) -> tuple[str, int]:
+        """(kind, planned turns) of a group, or ("", 0)."""
+        return self._facts.get(str(uid), ("", 0))
+
+
+group_facts = GroupFacts()
+_past = TurnBaseline()
+
+
+def steer_option(config: Any, name: str, default: Any) -> Any:
+    """`algorithm.steer.NAME`; a zero or false there is kept, only an absent key gives the default."""
+    node = config.get("steer", None) if config is not None else None
+    value = None if node is None else node.get(name, None)
+    return default if value is None else value
+
+
+def steer_grpo(
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    index: np.ndarray,
+    config: Any = None,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A_i = R_i - mean of the group's valid returns (paper, equation of stage III); no std by default.
+
+    Args:
+        token_level_rewards: (rows, tokens) float; their sum over a row is the return.
+        response_mask: (rows, tokens) 0/1; an all-zero row does not vote.
+        index: (rows,) group ids.
+        config: verl's `algorithm` node; `algorithm.steer.std` divides by the group's std.
+
+    Returns:
+        Advantages and returns, both (rows, tokens) float32, zero where the mask is.
+    """
+    returns = (token_level_rewards * 1.0).sum(-1).double().cpu().numpy()
+    valid = response_mask.sum(-1).cpu().numpy() > 0
+    advantages = group_advantages(returns, list(index), valid, std=bool(steer_option(config, "std", False)))
+    return _broadcast(advantages, response_mask), _broadcast(np.where(valid, returns, 0.0), response_mask)
+
+
+def steer_turn(
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    index: np.ndarray,
+    config: Any = None,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A_{i,t} = G_{i,t} - b: return-to-go of turn t, minus siblings shrunk towards earlier batches.
+
+    See `credit.turn_advantages`. The baseline's memory lives in the trainer's process: after a
+    restart it starts empty and says so by falling back to the siblings alone.
+
+    Args and returns: as `steer_grpo`; the advantage is constant over a turn's tokens, and `returns`
+    holds G_{i,t}.
+    """
+    mask = response_mask.cpu().tolist()
+    ends = [turn_ends([int(m) for m in row]) for row in mask]
+    rewards = [[float(row[e]) for e in row_ends] for row, row_ends in zip(token_level_rewards.cpu(), ends, strict=True)]
+    facts = [group_facts.of(uid) for uid in index]
+    args = {
+        "rewards": rewards,
+        # A baseline may depend on anything before the turn; earlier placed rewards carry the running minimum.
+        "signals": rewards,
+        "groups": list(index),
+        "kinds": [kind for kind, _ in facts],
+        "planned": [planned or len(e) for (_, planned), e in zip(facts, ends, strict=True)],
+        "valid": np.array([bool(e) for e in ends]),
+    }
+    advantages = turn_advantages(**args, past=_past, prior_strength=float(steer_option(config, "prior_strength", 2.0)))
+    _past.update(**args)  # after the step: b never contains this batch
+    to_go = [np.cumsum(r[::-1])[::-1] if r else np.zeros(0) for r in rewards]
+    return _spread(advantages, ends, response_mask), _spread(to_go, ends, response_mask)
+
+
+def masked(base: Estimator, group_relative: bool) -> Estimator:
+    """Wraps one of verl's estimators so that masked rollouts and padding rows do not vote.
+
+    Drops rows with an empty mask, calls `base` on the rest, scatters the result back. With
+    `group_relative`, a group that kept a single row is dropped too: verl's estimators would return its
+    raw score as advantage, or raise, where there is nothing to compare with.
+    """
+
+    def estimator(
+        token_level_rewards: torch.Tensor,
+        response_mask: torch.Tensor,
+        index: np.ndarray,
+        config: Any = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        votes = (response_mask.sum(-1) > 0).cpu().numpy()
+        names = np.asarray(index).astype(str)
+        if group_relative:
+            groups, counts = np.unique(names[votes], return_counts=True)
+            votes &= np.isin(names, groups[counts > 1])
+        keep = torch.as_tensor(np.flatnonzero(votes))
+        advantages = torch.zeros_like(token_level_rewards, dtype=torch.float32)
+        returns = torch.zeros_like(advantages)
+        if len(keep) == 0:
+            return advantages, returns
+        kept_index = np.asarray(index, dtype=object)[keep.cpu().numpy()]
+        tensors = {
+            k: v[keep] if isinstance(v, torch.Tensor) and v.shape[:1] == index.shape else v for k, v in kwargs.items()
+        }
+        part, part_returns = base(
+            token_level_rewards=token_level_rewards[keep],
+            response_mask=response_mask[keep],
+            index=kept_index,
+            config=config,
+            **tensors,
+        )
+        advantages[keep], returns[keep] = part.float(), part_returns.float()
+        return advantages, returns
+
+    return estimator
+
+
+def register_all(register: Callable[[str], Callable[[Estimator], Estimator]], get: Callable[[str], Estimator]) -> None:
+    """Adds our names to verl's registry."""
+    register("steer_grpo")(steer_grpo)
+    register("steer_turn")(steer_turn)
+    for name in MASKABLE:
+        register(f"masked_{name}")(masked(get(name), group_relative=name in GROUP_RELATIVE))
+
+
+def _broadcast(per_row: np.ndarray, response_mask: torch.Tensor) -> torch.Tensor:
+    column = torch.as_tensor(per_row, dtype=torch.float32, device=response_mask.device).unsqueeze(-1)
+    return column * response_mask
+
+
+def _spread(per_turn: list[np.ndarray], ends: list[list[int]], response_mask: torch.Tensor) -> torch.Tensor:
+    out = torch.zeros(response_mask.shape, dtype=torch.float32)
+    for row, (values, row_ends) in enumerate(zip(per_turn, ends, strict=True)):
+        start = 0
+        for value, end in zip(values, row_ends, strict=True):
+            out[row, start : end + 1] = float(value)
+            start = end + 1
+    return out.to(response_mask.device) * response_mask

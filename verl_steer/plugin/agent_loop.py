@@ -1,0 +1,303 @@
+"""The tutor as environment: student turn, tutor turn, student turn, … until the script ends.
+
+Each assistant turn costs one tutor call, which judges the reply and writes the next question. The
+last turn is judged too. The loop only *stores* assessments; `reward_manager.py` turns them into
+rewards, `output.py` places them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import time
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from PIL import Image
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics
+
+from verl_steer.config import SteerConfig
+from verl_steer.data.rows import row_to_script
+from verl_steer.dialogue import Cut, Dialogue, ImageRef, Script, Turn, UserTurn
+from verl_steer.plugin.output import SteerOutput
+from verl_steer.plugin.settings import settings_for
+from verl_steer.plugin.tokens import TokenLedger, question_length, user_message
+from verl_steer.records import dialogue_to_dict
+from verl_steer.roles.fence import fence_tag, neutralise
+from verl_steer.roles.tutor import Assessment, Exchange, TutorRequest
+from verl_steer.scores import BREACH_SAFETY, Outcome, Verdict
+
+
+@dataclass
+class Rollout:
+    """The state of one dialogue while it runs."""
+
+    dialogue: Dialogue
+    ledger: TokenLedger
+    images: list[Any]  # every picture shown so far, as the processor wants it
+    later_images: list[list[Any]]  # the pictures of each planned turn; those of the first are in `images`
+    planned_lengths: list[int]  # tokens of each planned user turn; the first is part of the prompt
+    turn_budget: int
+    feedback: str
+    key: str  # stem of all seeds of this rollout
+    tutor_key: str  # stem of the tutor's random choices; the same for all rollouts of the seed
+    fence: str
+    deadline: float
+    exchanges: list[Exchange] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    generate_s: float = 0.0
+    tutor_s: float = 0.0
+
+
+class SteerAgentLoop(AgentLoopBase):
+    """verl agent loop `steer`; registered by the plugin."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.pop("tools", None)
+        super().__init__(*args, **kwargs)
+        settings = settings_for(self.config)
+        self.steer: SteerConfig = settings.config
+        self.tutor = settings.tutor
+        self.fence_key = settings.fence_key
+        self.reply_budget = int(self.rollout_config.response_length)
+        self.end_id = int(self.tokenizer.eos_token_id)
+
+    async def run(self, sampling_params: dict[str, Any], **row: Any) -> SteerOutput:
+        """Plays one dialogue.
+
+        Args:
+            sampling_params: verl's sampling parameters of this rollout.
+            **row: The data set row (`data/rows.py`) and verl's `session_id`, `global_steps`, and our
+                worker's `steer_validate`.
+
+        Returns:
+            The rollout's tokens, and the dialogue with its assessments in `extra_fields["steer"]`.
+        """
+        rollout = await self._begin(row_to_script({**row, "prompt": row["raw_prompt"]}), row)
+        try:
+            async with asyncio.timeout_at(rollout.deadline):
+                await self._play(rollout, sampling_params)
+        except TimeoutError:
+            rollout.dialogue.cut = Cut.DEADLINE
+        self._mark_unjudged(rollout)
+        return self._finish(rollout, row)
+
+    # -- the course of a dialogue ------------------------------------------------------------------
+
+    async def _begin(self, script: Script, row: dict[str, Any]) -> Rollout:
+        validate = bool(row.get("steer_validate", False))
+        dialogue_config = self.steer.dialogue
+        planned = min(len(script.turns), dialogue_config.max_turns)
+        system = [{"role": "system", "content": script.system}] if script.system else []
+        images = await self._load_images(script.turns[0])
+        messages = [*system, user_message(neutralise(script.turns[0].text), images)]
+        self._assert_mm_supported(bool(images))
+        prompt_ids = await self.ct_build_initial_tokens(messages, images=images or None)
+        later_images = [[], *[await self._load_images(turn) for turn in script.turns[1:planned]]]
+        lengths = [
+            0,
+            *[
+                await question_length(self, user_message(neutralise(turn.text), pictures))
+                for turn, pictures in zip(script.turns[1:planned], later_images[1:], strict=True)
+            ],
+        ]
+        # paper.md, length: a turn's budget = (reply budget - planned user tokens) / T, capped. One token
+        # a turn is kept for the end token that a turn cut at its budget gets.
+        share = (self.reply_budget - sum(lengths)) // planned - 1
+        if share < 1:
+            raise ValueError(
+                f"seed {script.seed_id!r}: {planned} planned turns hold {sum(lengths)} user tokens, which leaves no room "
+                f"for replies in data.max_response_length={self.reply_budget}; raise it or shorten the script"
+            )
+        step, session = int(row.get("global_steps", -1)), int(row.get("session_id", 0))
+        when = "validation" if validate else str(step)
+        return Rollout(
+            dialogue=Dialogue(script=script, planned_turns=planned),
+            ledger=TokenLedger(self, messages, prompt_ids),
+            images=images,
+            later_images=later_images,
+            planned_lengths=lengths,
+            turn_budget=min(share, dialogue_config.max_turn_tokens),
+            feedback=self.steer.validation.feedback if validate else dialogue_config.feedback,
+            key=f"{self.steer.seed}|{script.seed_id}|{when}|{session}",
+            tutor_key=f"{self.steer.seed}|{script.seed_id}|{when}",
+            fence=fence_tag(self.fence_key, script.seed_id),
+            deadline=asyncio.get_running_loop().time() + dialogue_config.deadline_s,
+        )
+
+    async def _play(self, rollout: Rollout, sampling_params: dict[str, Any]) -> None:
+        dialogue = rollout.dialogue
+        asked, strategy = dialogue.script.turns[0].text, "script"
+        for t in range(dialogue.planned_turns):
+            turn = await self._student_turn(rollout, t, neutralise(asked), strategy, sampling_params)
+            if turn is None:
+                return
+            is_last = t + 1 == dialogue.planned_turns
+            assessment = await self._assess(rollout, t, turn, is_last)
+            if is_last or dialogue.cut is not None:
+                return
+            if self._stops(turn):
+                dialogue.cut = Cut.STOPPED
+                return
+            asked, strategy = await self._ask(rollout, t + 1, assessment)
+
+    async def _student_turn(
+        self, rollout: Rollout, t: int, asked: str, strategy: str, sampling_params: dict[str, Any]
+    ) -> Turn | None:
+        """One sampled reply, or None if the server had no room left for a single token."""
+        start = time.perf_counter()
+        output = await self.server_manager.generate(
+            request_id=uuid4().hex,
+            prompt_ids=rollout.ledger.ids,
+            # A seed per request: with one seed per replica all siblings would say the same.
+            sampling_params={**sampling_params, "max_tokens": rollout.turn_budget, "seed": _seed(f"{rollout.key}|{t}")},
+            image_data=rollout.images or None,
+            mm_processor_kwargs=self._get_mm_processor_kwargs(),
+        )
+        rollout.generate_s += time.perf_counter() - start
+        token_ids = list(output.token_ids)
+        if not token_ids:
+            rollout.dialogue.cut = self._who_filled_it(rollout)
+            return None
+        ended = bool(token_ids) and token_ids[-1] == self.end_id
+        text = self.tokenizer.decode(token_ids[:-1] if ended else token_ids, skip_special_tokens=False)
+        await rollout.ledger.append_reply(text, token_ids, output.log_probs, self.end_id)
+        rollout.versions += [
+            v for k in ("min_global_steps", "max_global_steps") if (v := output.extra_fields.get(k)) is not None
+        ]
+        turn = Turn(
+            planned=rollout.dialogue.script.turns[t],
+            asked=asked,
+            reply=text,
+            strategy=strategy,
+            reply_tokens=len(token_ids),
+            truncated=not ended,
+        )
+        rollout.dialogue.turns.append(turn)
+        if not ended and len(token_ids) < rollout.turn_budget:
+            # The server stopped before the budget: its context window is full.
+            rollout.dialogue.cut = self._who_filled_it(rollout)
+        return turn
+
+    async def _assess(self, rollout: Rollout, t: int, turn: Turn, is_last: bool) -> Assessment:
+        script, dialogue_config = rollout.dialogue.script, self.steer.dialogue
+        rollout.exchanges.append(
+            Exchange(
+                question=turn.asked,
+                reply=turn.reply,
+                images=turn.planned.images,
+                thinking=_thinking(turn.reply, dialogue_config.think_open, dialogue_config.think_close),
+            )
+        )
+        remaining = rollout.deadline - asyncio.get_running_loop().time()
+        assessment = await self.tutor.assess(
+            TutorRequest(
+                script=script,
+                history=tuple(rollout.exchanges),
+                planned_next=None if is_last else script.turns[t + 1],
+                adapt=rollout.feedback == "tutor" and not is_last,
+                random_key=f"{rollout.tutor_key}|{t}",
+                fence=rollout.fence,
+                deadline_s=max(0.0, min(self.steer.tutor.timeout_s, remaining)),
+            )
+        )
+        turn.verdict = assessment.verdict
+        turn.latency_s, turn.tutor_calls = assessment.latency_s, assessment.calls
+        rollout.tutor_s += assessment.latency_s
+        return assessment
+
+    async def _ask(self, rollout: Rollout, t: int, assessment: Assessment) -> tuple[str, str]:
+        """Appends the next user turn: the tutor's question if it fits, else the planned one, which always does."""
+        planned = rollout.dialogue.script.turns[t]
+        images = rollout.later_images[t]
+        text, strategy = planned.text, "script"
+        if assessment.next_question and rollout.feedback == "tutor":
+            length = await question_length(self, user_message(neutralise(assessment.next_question), images))
+            if self._fits(rollout, t, length):
+                text, strategy = assessment.next_question, assessment.strategy
+        await rollout.ledger.append_question(user_message(neutralise(text), images))
+        rollout.images += images
+        return text, strategy
+
+    def _fits(self, rollout: Rollout, t: int, question_tokens: int) -> bool:
+        later = sum(rollout.planned_lengths[t + 1 :])
+        replies = (rollout.turn_budget + 1) * (rollout.dialogue.planned_turns - t)
+        return rollout.ledger.response_length + question_tokens + later + replies <= self.reply_budget
+
+    def _stops(self, turn: Turn) -> bool:
+        scores = turn.verdict.scores if turn.verdict else None
+        return self.steer.dialogue.stop == "on_breach" and scores is not None and scores.safety <= BREACH_SAFETY
+
+    def _who_filled_it(self, rollout: Rollout) -> Cut:
+        """The tutor, if the user side holds more tokens than were planned; else the student."""
+        user_tokens = rollout.ledger.mask.count(0)
+        planned = sum(rollout.planned_lengths[: len(rollout.dialogue.turns)]) + len(rollout.dialogue.turns)
+        return Cut.CONTEXT_LENGTH if user_tokens > planned else Cut.STUDENT_LENGTH
+
+    def _mark_unjudged(self, rollout: Rollout) -> None:
+        """After a deadline the newest reply may lack its verdict: an unscored turn, not a low one."""
+        for turn in rollout.dialogue.turns:
+            if turn.verdict is None:
+                turn.verdict = Verdict(Outcome.TIMEOUT, reason="the dialogue's deadline passed first")
+
+    # -- in and out --------------------------------------------------------------------------------
+
+    async def _load_images(self, turn: UserTurn) -> list[Any]:
+        """Decodes a turn's pictures the way verl's data set does (size limits included)."""
+        if not turn.images:
+            return []
+        content = [{"type": "image", "image": _decode(ref)} for ref in turn.images]
+        loaded = await self.process_multi_modal_info([{"role": "user", "content": content}])
+        return list(loaded["images"])
+
+    def _finish(self, rollout: Rollout, row: dict[str, Any]) -> SteerOutput:
+        dialogue, ledger = rollout.dialogue, rollout.ledger
+        if not ledger.mask:  # verl needs at least one response token
+            ledger.ids.append(self.end_id)
+            ledger.mask.append(0)
+            ledger.logprobs = [0.0]
+        versions = rollout.versions or [int(row.get("global_steps", 0))]
+        return SteerOutput(
+            prompt_ids=ledger.prompt_ids,
+            response_ids=ledger.response_ids,
+            response_mask=ledger.mask,
+            response_logprobs=ledger.logprobs,
+            multi_modal_data={"images": rollout.images} if rollout.images else {},
+            mm_processor_kwargs=self._get_mm_processor_kwargs(),
+            num_turns=2 * len(dialogue.turns),
+            metrics=AgentLoopMetrics(generate_sequences=rollout.generate_s, tool_calls=rollout.tutor_s),
+            extra_fields={
+                "min_global_steps": min(versions),
+                "max_global_steps": max(versions),
+                "turn_scores": [],
+                "tool_rewards": [],
+                "steer": {
+                    "context": {
+                        "session": int(row.get("session_id", 0)),
+                        "uid": str(row.get("uid", "")),
+                        "validation": bool(row.get("steer_validate", False)),
+                    },
+                    "dialogue": dialogue_to_dict(dialogue),
+                },
+            },
+        )
+
+
+def _seed(key: str) -> int:
+    """A 31-bit seed from a key: every server accepts it, and it is the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") & 0x7FFFFFFF
+
+
+def _decode(ref: ImageRef) -> Image.Image:
+    return Image.open(io.BytesIO(ref.data)).convert("RGB")
+
+
+def _thinking(reply: str, opening: str, closing: str) -> str:
+    """The part of a reply inside the thinking block; an unclosed block reaches to the end."""
+    start = reply.find(opening)
+    if start < 0:
+        return ""
+    end = reply.find(closing, start)
+    return reply[start + len(opening) : end if end >= 0 else len(reply)]

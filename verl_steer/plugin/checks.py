@@ -1,0 +1,202 @@
+"""Everything that can be wrong before a run, one function each.
+
+`preflight.py` runs them and stops at the first failure, `doctor.py` runs them all and prints a
+table. A check returns what it found; it raises `Problem` with what is wrong, where, and what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from verl_steer.config import ConfigError, SteerConfig
+from verl_steer.data.check import check_row
+from verl_steer.data.rows import row_to_script
+from verl_steer.dialogue import ImageRef
+from verl_steer.plugin import hooks
+from verl_steer.plugin.limits import row_limits
+from verl_steer.plugin.settings import steer_config
+from verl_steer.plugin.version import check_versions
+
+
+class Problem(RuntimeError):
+    """Something that would break the run: what, where, and what to do."""
+
+
+def plugin_loaded(config: DictConfig) -> str:
+    """The plugin's hooks ran, and every name the configuration uses is registered."""
+    check_versions()
+    if hooks.failures:
+        raise Problem(
+            "verl_steer's plugin failed to load; verl hides such errors, here it is:\n" + "\n".join(hooks.failures)
+        )
+    from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
+    from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
+
+    if hooks.failures:
+        raise Problem("verl_steer's plugin failed to load:\n" + "\n".join(hooks.failures))
+    wanted = [
+        ("actor_rollout_ref.rollout.agent.default_agent_loop", _agent_loop_registry),
+        ("algorithm.adv_estimator", ADV_ESTIMATOR_REGISTRY),
+    ]
+    if OmegaConf.select(config, "reward.reward_manager.source") == "register":
+        wanted.append(("reward.reward_manager.name", REWARD_MANAGER))
+    for key, registry in wanted:
+        name = str(OmegaConf.select(config, key))
+        if name not in registry and name not in ("gae", "grpo"):
+            raise Problem(
+                f"{key}={name} is not registered{_nearest(name, registry)}; is verl_steer installed in this environment?"
+            )
+    if not OmegaConf.select(config, "trainer.use_v1", default=True):
+        raise Problem("trainer.use_v1=False: verl's V0 trainer ignores turn rewards; leave it true")
+    return "agent loop, reward manager and estimator are registered"
+
+
+def steer_node(config: DictConfig) -> SteerConfig:
+    """The `steer:` node, validated."""
+    try:
+        return steer_config(config)
+    except ConfigError as error:
+        raise Problem(str(error)) from error
+
+
+def output_writable(config: DictConfig) -> str:
+    """Checkpoints and records can be written."""
+    for key in ("trainer.default_local_dir", "steer.records.dir"):
+        value = OmegaConf.select(config, key)
+        if not value:
+            continue
+        folder = Path(value).expanduser()
+        existing = next(p for p in [folder.absolute(), *folder.absolute().parents] if p.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise Problem(f"{key}={folder}: no permission to write in {existing}; choose another folder")
+    return str(OmegaConf.select(config, "trainer.default_local_dir"))
+
+
+def model_readable(config: DictConfig) -> tuple[Any, Any]:
+    """(tokenizer, processor or None) of the student."""
+    path = str(OmegaConf.select(config, "actor_rollout_ref.model.path"))
+    expanded = Path(path).expanduser()
+    looks_local = path.startswith(("/", ".", "~")) or expanded.exists()
+    if looks_local and not (expanded / "config.json").is_file():
+        raise Problem(
+            f"actor_rollout_ref.model.path={path}: {'holds no config.json' if expanded.exists() else 'does not exist'}"
+            f"{_nearest_path(expanded)}; give a folder saved by save_pretrained, or a hub id"
+        )
+    from verl.utils.tokenizer import hf_processor, hf_tokenizer
+
+    trust = bool(OmegaConf.select(config, "actor_rollout_ref.model.trust_remote_code", default=False))
+    source = str(expanded) if looks_local else path
+    try:
+        return hf_tokenizer(source, trust_remote_code=trust), hf_processor(source, trust_remote_code=trust)
+    except (OSError, ValueError) as error:
+        raise Problem(
+            f"actor_rollout_ref.model.path={path}: tokenizer or processor cannot be loaded: {error}"
+        ) from error
+
+
+def data_files(config: DictConfig) -> list[tuple[str, Path]]:
+    """(key, path) of every data file; all exist."""
+    found = []
+    for key in ("data.train_files", "data.val_files"):
+        value = OmegaConf.select(config, key)
+        names = list(value) if isinstance(value, (list, ListConfig)) else [value]
+        for name in names:
+            path = Path(str(name)).expanduser()
+            if not path.is_file():
+                raise Problem(f"{key}: {path} does not exist{_nearest_path(path)}")
+            found.append((key, path))
+    return found
+
+
+def rows_usable(config: DictConfig, steer: SteerConfig, tokenizer: Any, processor: Any) -> dict[str, int]:
+    """Every row can become a dialogue; stops at the first that cannot, unless rows may be rejected.
+
+    Returns:
+        Counts: rows, turns, pictures, rejected.
+    """
+    limits = row_limits(tokenizer, processor, config.data, steer.dialogue.max_turns)
+    reject = OmegaConf.select(config, "data.on_bad_row", default="error") == "reject"
+    counts = {"rows": 0, "turns": 0, "pictures": 0, "rejected": 0}
+    for key, path in data_files(config):
+        for number, row in enumerate(_read(key, path)):
+            counts["rows"] += 1
+            reason = check_row(row, limits)
+            if reason is None:
+                script = row_to_script(row)
+                counts["turns"] += min(len(script.turns), steer.dialogue.max_turns)
+                counts["pictures"] += sum(len(t.images) for t in script.turns)
+            elif reject:
+                counts["rejected"] += 1
+            else:
+                raise Problem(
+                    f"{key}: {path}, row {number}: {reason}. Mend the row, or set data.on_bad_row=reject to leave such "
+                    "rows out (each is listed with its reason in the records folder)"
+                )
+    if counts["rows"] == counts["rejected"]:
+        raise Problem(f"data.train_files, data.val_files: none of the {counts['rows']} rows can be used")
+    return counts
+
+
+def tutor_answers(steer: SteerConfig, image: ImageRef) -> dict[str, Any]:
+    """The tutor gives a schema-true assessment of a dialogue with a picture.
+
+    Returns:
+        latency_s, calls, prompt_tokens and completion_tokens of one assessment.
+    """
+    if steer.tutor.kind != "endpoint":
+        return {"latency_s": 0.0, "calls": 0, "prompt_tokens": 0, "completion_tokens": 0}
+    from verl_steer.roles.endpoint_tutor import EndpointTutor
+
+    async def ask() -> dict[str, Any]:
+        tutor = EndpointTutor(steer.tutor, max_concurrency=1)
+        try:
+            fault = await tutor.ping()
+            if fault is not None:
+                raise Problem(f"steer.tutor: {fault}")
+            found = await tutor.probe(image)
+        finally:
+            await tutor.aclose()
+        if not found.verdict.scored:
+            raise Problem(
+                f"steer.tutor.model={steer.tutor.model} gave no usable assessment of a sample picture "
+                f"({found.verdict.outcome.value}): {found.verdict.reason}. Is it a vision model, served with structured output?"
+            )
+        return {
+            "latency_s": found.latency_s,
+            "calls": found.calls,
+            "prompt_tokens": found.prompt_tokens,
+            "completion_tokens": found.completion_tokens,
+        }
+
+    return asyncio.run(ask())
+
+
+def _read(key: str, path: Path) -> Iterable[dict[str, Any]]:
+    try:
+        file = pq.ParquetFile(path)
+        for batch in file.iter_batches(batch_size=64):
+            yield from batch.to_pylist()
+    except (OSError, ValueError) as error:
+        raise Problem(f"{key}: {path} cannot be read as parquet: {error}") from error
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _nearest_path(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f" (there is no folder {folder})"
+    close = difflib.get_close_matches(path.name, [p.name for p in folder.iterdir()], n=1)
+    return f"; did you mean {folder / close[0]}?" if close else ""

@@ -1,0 +1,254 @@
+"""`verl-steer doctor`: is this machine, this recipe and this tutor ready for a run?
+
+Runs the same checks as preflight, but all of them, and adds what only matters when something is
+wrong or expensive: versions, a Ray worker's view of the plugin, the device, and what the run will
+ask of the tutor.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_steer.plugin import checks
+from verl_steer.plugin.sample import sample_image
+from verl_steer.plugin.version import SUPPORTED, UnsupportedVersionError, installed
+
+SHOWN = (
+    "verl",
+    "torch",
+    "transformers",
+    "ray",
+    "tensordict",
+    "TransferQueue",
+    "vllm",
+    "flash-attn",
+    "numpy",
+    "qwen-vl-utils",
+)
+
+
+@dataclass
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        name: What was looked at.
+        status: "ok", "fail" or "note" (a note never blocks).
+        detail: What was found; for a failure what is wrong and what to do.
+        facts: The same for machines.
+    """
+
+    name: str
+    status: str
+    detail: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def run_doctor(overrides: list[str]) -> list[Finding]:
+    """Every check, in order; a check that needs the result of a failed one is left out.
+
+    Args:
+        overrides: Hydra overrides as given to `main_ppo`, e.g. `+recipe=steer_grpo`.
+    """
+    findings = [_versions()]
+    config = _compose(overrides, findings)
+    if config is None:
+        return findings
+    _run(findings, "plugin in this process", lambda: (checks.plugin_loaded(config), {}))
+    _run(findings, "plugin in a Ray worker", lambda: (_ray_worker(config), {}))
+    _run(findings, "device and rollout", lambda: _device(config))
+    _run(findings, "output folders", lambda: (checks.output_writable(config), {}))
+    steer = _run(findings, "steer node", lambda: ("valid", {"value": checks.steer_node(config)}))
+    _world(config, findings)
+    model = _run(findings, "student", lambda: _student(config))
+    rows = None
+    if steer and model:
+        rows = _run(findings, "data", lambda: _data(config, steer["value"], model))
+    if steer:
+        _run(findings, "tutor", lambda: _tutor(config, steer["value"], rows))
+    findings += [_workarounds(), *_trust_notes(config)]
+    for finding in findings:
+        finding.facts = {k: v for k, v in finding.facts.items() if isinstance(v, (str, int, float, bool, dict, list))}
+    return findings
+
+
+def as_json(findings: list[Finding]) -> dict[str, Any]:
+    """{"ok": no known blocker, "findings": [...]}."""
+    return {"ok": all(f.status != "fail" for f in findings), "findings": [asdict(f) for f in findings]}
+
+
+def _run(findings: list[Finding], name: str, check: Callable[[], tuple[str, dict[str, Any]]]) -> dict[str, Any] | None:
+    try:
+        detail, facts = check()
+    except (checks.Problem, UnsupportedVersionError) as problem:
+        findings.append(Finding(name, "fail", str(problem)))
+        return None
+    findings.append(Finding(name, "ok", detail, facts))
+    return facts
+
+
+def _versions() -> Finding:
+    found = {name: installed(name) for name in SHOWN}
+    wrong = [
+        f'{name} {found.get(name) or "is not installed"}, supported: {spec}; pip install "{name}{spec}"'
+        for name, spec in SUPPORTED.items()
+        if found.get(name) is None or not spec.contains(found[name] or "", prereleases=True)
+    ]
+    detail = f"Python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in found.items() if v)
+    return Finding(
+        "versions", "fail" if wrong else "ok", "; ".join(wrong) or detail, {k: v or "" for k, v in found.items()}
+    )
+
+
+def _compose(overrides: list[str], findings: list[Finding]) -> DictConfig | None:
+    import verl  # noqa: F401  (loads the plugin, which registers the recipes' resolvers)
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+
+    try:
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            config = compose("ppo_trainer", overrides=overrides)
+        OmegaConf.to_container(config, resolve=True)
+    except (HydraException, ValueError) as error:
+        findings.append(Finding("recipe", "fail", f"{' '.join(overrides)} does not compose: {error}"))
+        return None
+    findings.append(Finding("recipe", "ok", " ".join(overrides)))
+    return config
+
+
+def _ray_worker(config: DictConfig) -> str:
+    import ray
+
+    node = OmegaConf.create({"algorithm": {"adv_estimator": config.algorithm.adv_estimator}})
+    OmegaConf.update(
+        node,
+        "actor_rollout_ref.rollout.agent.default_agent_loop",
+        config.actor_rollout_ref.rollout.agent.default_agent_loop,
+        force_add=True,
+    )
+    OmegaConf.update(node, "reward.reward_manager", config.reward.reward_manager, force_add=True)
+
+    def look(plain: Any) -> str:
+        import verl  # noqa: F401
+        from omegaconf import OmegaConf
+
+        from verl_steer.plugin import checks
+
+        try:
+            return "ok: " + checks.plugin_loaded(OmegaConf.create(plain))
+        except checks.Problem as problem:
+            return str(problem)
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        answer = ray.get(ray.remote(num_cpus=1)(look).remote(OmegaConf.to_container(node)), timeout=180)
+    except ray.exceptions.GetTimeoutError as error:
+        raise checks.Problem(
+            "a Ray worker did not answer within 180 s; is the cluster full or its network blocked?"
+        ) from error
+    finally:
+        if started:
+            ray.shutdown()
+    if not answer.startswith("ok: "):
+        raise checks.Problem(f"in a Ray worker: {answer}")
+    return str(answer.removeprefix("ok: "))
+
+
+def _device(config: DictConfig) -> tuple[str, dict[str, Any]]:
+    import torch
+
+    device, rollout = str(config.trainer.device), str(config.actor_rollout_ref.rollout.name)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and count == 0:
+        raise checks.Problem(
+            "trainer.device=cuda, but torch sees no GPU here; on a machine without one install a CPU build of torch "
+            "and verl-steer[cpu], or set VERL_STEER_DEVICE=cpu"
+        )
+    if rollout == "vllm" and installed("vllm") is None:
+        raise checks.Problem(
+            'actor_rollout_ref.rollout.name=vllm, but vllm is not installed; pip install "verl-steer[gpu]"'
+        )
+    facts = {"device": device, "gpus": count, "rollout": rollout}
+    return f"{device} ({count} GPUs seen), rollout {rollout}", facts
+
+
+def _world(config: DictConfig, findings: list[Finding]) -> None:
+    from verl_steer.plugin.resolvers import uses_embedded_student, world_paths
+
+    if uses_embedded_student(config):
+        paths = world_paths(config)
+        if not paths.student.exists():
+            findings.append(
+                Finding("embedded world", "note", f"not built yet; the first run builds it in {paths.root}")
+            )
+
+
+def _student(config: DictConfig) -> tuple[str, dict[str, Any]]:
+    tokenizer, processor = checks.model_readable(config)
+    sees = "sees pictures" if processor is not None else "text only"
+    return f"{config.actor_rollout_ref.model.path} ({sees})", {"tokenizer": tokenizer, "processor": processor}
+
+
+def _data(config: DictConfig, steer: Any, model: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    counts = checks.rows_usable(config, steer, model["tokenizer"], model["processor"])
+    return ", ".join(f"{v} {k}" for k, v in counts.items()), dict(counts)
+
+
+def _tutor(config: DictConfig, steer: Any, rows: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    one = checks.tutor_answers(steer, sample_image())
+    if steer.tutor.kind != "endpoint":
+        return f"{steer.tutor.kind}: rules in this process, no calls", {}
+    facts: dict[str, Any] = dict(one)
+    detail = f"{steer.tutor.model}: a schema-true assessment of a picture in {one['latency_s']:.1f} s"
+    if rows:
+        facts |= _demand(config, steer, rows, one)
+        detail += (
+            f"; the run asks about {facts['run_calls']:,} calls, {facts['run_tokens']:,} tokens,"
+            f" {facts['run_hours']:.1f} h at {steer.tutor.max_concurrency} at a time"
+        )
+    return detail, facts
+
+
+def _demand(config: DictConfig, steer: Any, rows: dict[str, Any], one: dict[str, Any]) -> dict[str, Any]:
+    """Calls, tokens and hours of the whole run at the latency measured for one short call."""
+    turns = rows["turns"] / max(1, rows["rows"] - rows["rejected"])
+    steps = config.trainer.total_training_steps
+    dialogues = steps * config.data.train_batch_size if steps else rows["rows"] * config.trainer.total_epochs
+    calls = round(dialogues * config.actor_rollout_ref.rollout.n * turns)
+    tokens = calls * (one["prompt_tokens"] + one["completion_tokens"])
+    return {
+        "run_calls": calls,
+        "run_tokens": tokens,
+        "run_hours": calls * one["latency_s"] / steer.tutor.max_concurrency / 3600,
+    }
+
+
+def _workarounds() -> Finding:
+    from verl_steer.plugin.compat import workarounds
+
+    active = [w for w in workarounds() if w.in_force]
+    detail = "; ".join(f"{w.name} ({w.why})" for w in active) or "none needed"
+    return Finding("workarounds for verl", "note", detail, {w.name: w.in_force for w in workarounds()})
+
+
+def _trust_notes(config: DictConfig) -> list[Finding]:
+    notes = [
+        Finding(
+            "trust",
+            "note",
+            "verl's reward worker loads the tokenizer with trust_remote_code=True and resumes with "
+            "torch.load(weights_only=False): only use students and checkpoints whose source you trust",
+        )
+    ]
+    name = OmegaConf.select(config, "steer.tutor.api_key_env")
+    if name and not os.environ.get(str(name)):
+        notes.append(Finding("tutor key", "fail", f"steer.tutor.api_key_env={name}, but that variable is not set here"))
+    return notes

@@ -1,0 +1,54 @@
+"""Everything that can be wrong is said before Ray starts.
+
+A Hydra callback: the recipes set `hydra.callbacks.steer_preflight`, and Hydra calls `on_job_start`
+before verl's main. It stops with one clear message instead of a traceback out of the fifth process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from verl_steer.plugin import checks, fingerprint
+from verl_steer.plugin.resolvers import uses_embedded_student, world_place
+from verl_steer.plugin.sample import sample_image
+from verl_steer.plugin.version import UnsupportedVersionError
+
+
+class Preflight(Callback):
+    """Stops a run that cannot work; builds the embedded world at first use."""
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Called by Hydra with the composed configuration.
+
+        Raises:
+            SystemExit: With the message; nothing has been started or overwritten.
+        """
+        try:
+            run_preflight(config)
+        except (checks.Problem, UnsupportedVersionError, fingerprint.ForeignCheckpointError) as problem:
+            sys.exit(f"\nverl_steer: {problem}\n")
+
+
+def run_preflight(config: DictConfig) -> None:
+    """All checks in the order in which their messages help most; see `checks.py`."""
+    checks.plugin_loaded(config)
+    steer = checks.steer_node(config)
+    checks.output_writable(config)
+    if uses_embedded_student(config):
+        importlib.import_module("verl_steer.microworld.prepare").ensure(*world_place(config))
+    tokenizer, processor = checks.model_readable(config)
+    files = checks.data_files(config)
+    counts = checks.rows_usable(config, steer, tokenizer, processor)
+    checks.tutor_answers(steer, sample_image())
+    mine = fingerprint.fingerprint(config, [path for key, path in files if key == "data.train_files"])
+    start = fingerprint.check_resume(config, mine)
+    fingerprint.remember(config, mine)
+    print(
+        f"verl_steer: preflight passed; {counts['rows']} rows, {counts['turns']} turns, {counts['rejected']} rejected; {start}",
+        flush=True,
+    )

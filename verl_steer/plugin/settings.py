@@ -1,0 +1,72 @@
+"""What an agent-loop worker needs once, not once a rollout: parsed configuration, the tutor, the fence key.
+
+verl builds an agent loop object for every rollout; a tutor client (with its connection pool) must
+be shared by all rollouts of a process, so it lives here, keyed by the identity of the trainer's
+config, which is one object per worker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_steer.config import SteerConfig
+from verl_steer.roles.build import build_tutor
+from verl_steer.roles.tutor import Tutor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Shared by all rollouts of one process."""
+
+    config: SteerConfig
+    tutor: Tutor
+    fence_key: bytes
+
+
+def run_key(env_name: str | None, seed: int) -> bytes:
+    """The secret behind the fences' tags.
+
+    Args:
+        env_name: Name of the environment variable that holds it, or None: then it is derived from the
+            run's seed, which is reproducible and still unknown to the student.
+        seed: `steer.seed`.
+
+    Raises:
+        KeyError: The named variable is not set.
+    """
+    if env_name is None:
+        return hashlib.sha256(f"verl_steer fence {seed}".encode()).digest()
+    if not os.environ.get(env_name):
+        raise KeyError(f"steer.fence_key_env={env_name}: that environment variable is not set in this process")
+    return os.environ[env_name].encode()
+
+
+_by_config: dict[int, tuple[DictConfig, Settings]] = {}
+
+
+def steer_config(trainer_config: DictConfig) -> SteerConfig:
+    """The validated `steer:` node of a trainer's configuration."""
+    node: Any = OmegaConf.to_container(
+        OmegaConf.select(trainer_config, "steer", default=OmegaConf.create({})), resolve=True
+    )
+    return SteerConfig.from_mapping(node)
+
+
+def settings_for(trainer_config: DictConfig) -> Settings:
+    """The process's settings for this configuration, made at first use."""
+    known = _by_config.get(id(trainer_config))
+    if known is None:
+        config = steer_config(trainer_config)
+        # max_concurrency is a promise about the whole job; each worker keeps its share of it.
+        workers = int(trainer_config.actor_rollout_ref.rollout.agent.num_workers)
+        share = math.ceil(config.tutor.max_concurrency / max(1, workers))
+        settings = Settings(config, build_tutor(config.tutor, share), run_key(config.fence_key_env, config.seed))
+        # The config object is kept alive beside its id, so that the id cannot be reused.
+        known = _by_config[id(trainer_config)] = (trainer_config, settings)
+    return known[1]

@@ -1,0 +1,100 @@
+"""The token side of a dialogue: what was sampled is what is trained on.
+
+Tokens are only ever appended, through verl's Continuous Token builder; nothing is decoded and
+encoded again. The ledger keeps three parallel lists (ids, mask, log-probabilities) and knows how
+much of the reply budget is left, so that the loop can ask "does this question fit?" before it
+changes any state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase
+
+Message = dict[str, Any]
+
+
+class TokenLedger:
+    """Prompt and response tokens of one rollout.
+
+    Attributes:
+        prompt_ids: Tokens of the first prompt (system, first user turn, generation prompt).
+        ids: prompt_ids followed by everything after it.
+        mask: One entry per response token: 1 for sampled tokens, 0 for everything else.
+        logprobs: One entry per response token; 0.0 where mask is 0. None if the rollout gives none.
+        messages: The conversation as chat messages; only its tail is ever rendered.
+    """
+
+    def __init__(self, loop: AgentLoopBase, messages: list[Message], prompt_ids: list[int]) -> None:
+        self._loop = loop
+        self.messages = list(messages)
+        self.prompt_ids = list(prompt_ids)
+        self.ids = list(prompt_ids)
+        self.mask: list[int] = []
+        self.logprobs: list[float] | None = []
+
+    @property
+    def response_length(self) -> int:
+        """Response tokens so far."""
+        return len(self.mask)
+
+    @property
+    def response_ids(self) -> list[int]:
+        """Everything after the first prompt."""
+        return self.ids[len(self.prompt_ids) :]
+
+    async def append_reply(self, text: str, token_ids: list[int], logprobs: list[float] | None, end_id: int) -> None:
+        """Appends a sampled reply; a reply without its end token gets one with mask 0.
+
+        verl adds no end token to a turn that was cut by its token budget; without it the next user
+        turn would be glued to the middle of a sentence.
+        """
+        if logprobs is None and token_ids:
+            self.logprobs = None
+        merged, self.mask, self.logprobs = await self._loop.ct_merge_assistant_token(
+            self.ids,
+            token_ids,
+            self.mask,
+            self.logprobs,
+            assistant_logprobs=logprobs if self.logprobs is not None else None,
+        )
+        self.ids = merged.token_ids
+        if not token_ids or token_ids[-1] != end_id:
+            self.ids.append(end_id)
+            self.mask.append(0)
+            if self.logprobs is not None:
+                self.logprobs.append(0.0)
+        self.messages.append({"role": "assistant", "content": text})
+
+    async def append_question(self, message: Message) -> None:
+        """Appends a user turn and the generation prompt after it, all with mask 0."""
+        updated = [*self.messages, message]
+        merged, self.mask, self.logprobs = await self._loop.ct_merge_context_msg(
+            self.messages, updated, self.ids, self.mask, self.logprobs
+        )
+        self.ids, self.messages = merged.token_ids, updated
+
+
+async def question_length(loop: AgentLoopBase, message: Message) -> int:
+    """Number of response tokens that `append_question(message)` will add, at most.
+
+    The builder may insert one boundary token (Qwen: the newline after the end token), which is
+    counted whether it comes or not.
+    """
+    builder = loop.continuous_token_builder
+    ids = await asyncio.get_running_loop().run_in_executor(
+        None, lambda: builder.tokenize_context_incremental_messages([], [message])
+    )
+    return len(ids) + 1
+
+
+def user_message(text: str, images: list[Any]) -> Message:
+    """A chat message: plain text, or images followed by text."""
+    if not images:
+        return {"role": "user", "content": text}
+    return {
+        "role": "user",
+        "content": [*({"type": "image", "image": i} for i in images), {"type": "text", "text": text}],
+    }
