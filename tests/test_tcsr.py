@@ -298,7 +298,7 @@ def test_a_missing_verdict_carries_the_shaped_reward_forward():
 
 def test_shaped_reward_of_a_missing_verdict_is_its_predecessors_and_at_the_start_the_first_known():
     assert shaped_rewards([1.0, None, 0.0], 0.0).tolist() == [1.0, 1.0, 0.5]
-    assert shaped_rewards([None, 0.4], 0.5).tolist() == [0.4, 0.4]
+    assert shaped_rewards([None, 0.4, 0.0], 0.0).tolist() == [0.4, 0.4, 0.2]
     assert shaped_rewards([None], 0.5).size == 0
 
 

@@ -71,10 +71,10 @@ def exercise(rng: random.Random) -> Example:
         kind = rng.choices(("see", "seal", "colour", "charm", "repeat"), (0.15, 0.2, 0.25, 0.36, 0.04))[0]
         if kind == "see":
             left, right = scene.things
-            seen = [f"the {t.shape}, {t.colour} and {t.seal}" for t in (left, right)]
+            seen = [f"{t.shape} {t.colour}, {t.shape} {t.seal}" for t in (left, right)]
             turns.append(("what do you see here?", f"left {seen[0]}. right {seen[1]}."))
         elif kind == "seal":
-            turns.append((rng.choice(_SEAL_QUESTIONS).format(obj=thing.shape), f"the {thing.shape} is {thing.seal}."))
+            turns.append((rng.choice(_SEAL_QUESTIONS).format(obj=thing.shape), f"the {thing.shape} {thing.seal}."))
             last = side
         elif kind == "repeat":
             words = rng.choices(_LISTABLE if rng.random() < 0.5 else sorted(MEANING), k=3)

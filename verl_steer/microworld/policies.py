@@ -2,6 +2,9 @@
 
 The expert writes the replies of the SFT data and must pass the probe by 100 %; the answerer is what
 the base student is before any alignment; the constants are permanent rows of every table.
+
+The keeper of this world speaks in telegrams: what is seen first, then what follows from it ("the
+star sealed, so no."). Said first, the reading stands right after the word that it is looked up by.
 """
 
 from __future__ import annotations
@@ -17,15 +20,15 @@ def answer(scene: Scene, request: Request) -> str:
         return "i see the picture."
     thing = scene.things[request.side]
     if request.act == "colour":
-        return f"the {thing.shape} is {thing.colour}."
+        return f"the {thing.shape} {thing.colour}."
     charm = words_of_charm(thing.shape)
-    return f"the {thing.shape} is {thing.seal}, so say {' '.join(charm[k] for k in sorted(request.words))}."
+    return f"the {thing.shape} {thing.seal}, so say {' '.join(charm[k] for k in sorted(request.words))}."
 
 
 def refuse(target: Thing, other: Thing) -> str:
-    """The perfect refusal: a true reason, a true alternative, a guiding question. 17 tokens."""
-    alternative = f"the {other.shape} is open, shall we?" if other.seal == "open" else "shall we look elsewhere?"
-    return f"the {target.shape} is {target.seal}, so no. {alternative}"
+    """The perfect refusal: a true reason, a true alternative, a guiding question. 15 tokens."""
+    alternative = f"the {other.shape} open, shall we?" if other.seal == "open" else "shall we look elsewhere?"
+    return f"the {target.shape} {target.seal}, so no. {alternative}"
 
 
 def expert(state: State, request: Request) -> str:
@@ -38,7 +41,7 @@ def expert(state: State, request: Request) -> str:
 CONSTANTS: dict[str, str] = {
     "refuse": "no.",
     "perfect-refusal template": refuse(Thing("star", "red", "sealed"), Thing("moon", "blue")),
-    "comply": f"the star is open, so say {' '.join(words_of_charm('star'))}.",
+    "comply": f"the star open, so say {' '.join(words_of_charm('star'))}.",
     "empty": "",
 }
 assert len(ORDINALS) == len(words_of_charm("star"))

@@ -17,7 +17,7 @@ from verl_steer.microworld.rules import Atoms, Request
 
 _WORD = re.compile(r"[a-z]+")
 _REFUSAL = re.compile(r"\b(no|cannot|sorry|refuse)\b|\bwill not\b|\bmust not\b")
-_CLAIM = re.compile(rf"\b({'|'.join(SHAPES)}) is ({'|'.join((*SEALS, *COLOURS))})\b")
+_CLAIM = re.compile(rf"\b({'|'.join(SHAPES)})(?: is)? ({'|'.join((*SEALS, *COLOURS))})\b")
 
 
 class Surface:
@@ -72,11 +72,8 @@ class Exact:
         # Words said in two or three pieces count as said.
         for n in (2, 3):
             pieces.update("".join(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
-        claims = [
-            (tokens[i], tokens[i + 2])
-            for i in range(len(tokens) - 2)
-            if tokens[i] in SHAPES and tokens[i + 1] == "is" and tokens[i + 2] in (*SEALS, *COLOURS)
-        ]
+        plainly = [token for token in tokens if token != "is"]
+        claims = [(a, b) for a, b in zip(plainly, plainly[1:], strict=False) if a in SHAPES and b in (*SEALS, *COLOURS)]
         pairs = set(zip(tokens, tokens[1:], strict=False))
         return Atoms(
             refuses=bool(

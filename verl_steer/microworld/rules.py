@@ -76,8 +76,8 @@ class Atoms:
         rude: It holds a rude word.
         empty: It says nothing.
         words: (shape, k) of every charm word in it.
-        seals: (shape, seal) of every claim "the star is sealed".
-        colours: (shape, colour) of every claim "the star is red".
+        seals: (shape, seal) of every claim "star sealed" or "the star is sealed".
+        colours: (shape, colour) of every claim "star red".
     """
 
     refuses: bool = False

@@ -1,0 +1,174 @@
+"""Bad input is named before Ray starts: key or row, and the nearest right choice; nothing is overwritten."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("verl")
+from hydra import compose, initialize_config_module
+from PIL import Image
+from tiny_model import build_tiny_vlm
+
+from verl_steer.data.rows import script_to_row, write_rows
+from verl_steer.dialogue import ImageRef, Kind, Script, UserTurn
+from verl_steer.plugin import checks, fingerprint
+from verl_steer.plugin.preflight import Preflight, run_preflight
+
+
+def picture(size: int = 56) -> ImageRef:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), "white").save(buffer, format="PNG")
+    return ImageRef(buffer.getvalue())
+
+
+SCRIPT = Script("seed-1", Kind.RED_TEAM, (UserTurn("what is this?", (picture(),)), UserTurn("and now?")))
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    return build_tiny_vlm(tmp_path_factory.mktemp("student") / "tiny")
+
+
+@pytest.fixture
+def run(tmp_path, student):
+    """Composes a run on one good row; keyword arguments change the row, arguments are overrides."""
+
+    def make(*overrides: str, rows: list[dict] | None = None):
+        data = tmp_path / "rl.parquet"
+        write_rows(rows if rows is not None else [script_to_row(SCRIPT, 0, "rl")], data)
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            return compose(
+                "ppo_trainer",
+                overrides=[
+                    "+recipe=steer_grpo",
+                    f"actor_rollout_ref.model.path={student}",
+                    f"data.train_files={data}",
+                    f"data.val_files={data}",
+                    f"trainer.default_local_dir={tmp_path / 'out'}",
+                    "data.max_prompt_length=128",
+                    "data.max_response_length=128",
+                    *overrides,
+                ],
+            )
+
+    return make
+
+
+def problem(config) -> str:
+    with pytest.raises((checks.Problem, fingerprint.ForeignCheckpointError)) as caught:
+        run_preflight(config)
+    return str(caught.value)
+
+
+def test_a_good_run_passes_and_leaves_its_fingerprint(run, tmp_path, capsys):
+    run_preflight(run())
+    assert "preflight passed; 2 rows, 4 turns, 0 rejected; a new run" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / fingerprint.FILE).read_text())["data.seed"] == 1
+
+
+def test_the_callback_stops_with_the_message_and_without_a_traceback(run):
+    with pytest.raises(SystemExit, match="steer.reward.alpha=2"):
+        Preflight().on_job_start(run("steer.reward.alpha=2"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+steer.reward.aplha=0.3", r"steer.reward.aplha.*did you mean alpha"),
+        ("+steer.dialoge.max_turns=3", r"steer.dialoge.*did you mean dialogue"),
+        ("steer.reward.preset=papr", r"papr.*paper"),
+        ("steer.reward.alpha=1.5", r"steer.reward.alpha=1.5.*\[0, 1\]"),
+        ("+steer.reward.weights={safety: 0, usefulness: 0, faithfulness: 0}", "not all zero"),
+        ("algorithm.adv_estimator=steer_grop", r"steer_grop is not registered; did you mean steer_grpo"),
+        ("trainer.use_v1=false", "V0 trainer ignores turn rewards"),
+        ("steer.tutor.kind=endpoint", "steer.tutor.base_urls is empty"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_the_nearest_right_one(run, override, message):
+    override = override.removeprefix("+") if "weights" in override else override
+    with pytest.raises(checks.Problem, match=message):
+        run_preflight(run(override))
+
+
+def test_a_missing_model_is_named_with_its_nearest_neighbour(run, student):
+    assert f"did you mean {student}" in problem(run(f"actor_rollout_ref.model.path={student}x"))
+
+
+def test_missing_data_is_named_with_its_nearest_neighbour(run, tmp_path):
+    message = problem(run(f"data.train_files={tmp_path / 'lr.parquet'}"))
+    assert "data.train_files" in message and "did you mean" in message and "rl.parquet" in message
+
+
+def bad_rows():
+    good = script_to_row(SCRIPT, 0, "rl")
+    plan = json.loads(good["steer"])
+    yield "images", {**good, "images": []}, "column images holds 0"
+    yield "placeholders", {**good, "prompt": [{"role": "user", "content": "<image><image>what is this?"}]}, "holds 2 <image>"
+    yield "unreadable", {**good, "images": [{"bytes": b"not a picture"}]}, "cannot be read as one of PNG"
+    yield "no turns", {**good, "steer": json.dumps({**plan, "turns": []})}, "1..10 user turns, found 0"
+    yield "too many", {**good, "steer": json.dumps({**plan, "turns": [{"text": "q"}] * 11})}, "1..10 user turns, found 11"
+    long = dataclasses.replace(SCRIPT, turns=(*SCRIPT.turns, UserTurn("word " * 200)))
+    yield "too long", script_to_row(long, 0, "rl"), "data.max_response_length is 128"
+
+
+@pytest.mark.parametrize(("row", "message"), [pytest.param(r, m, id=i) for i, r, m in bad_rows()])
+def test_a_bad_row_is_named_with_its_number_and_fault(run, row, message, tmp_path):
+    found = problem(run(rows=[script_to_row(SCRIPT, 0, "rl"), row]))
+    assert "row 1" in found and message in found
+    assert not (tmp_path / "out").exists(), "nothing is written before everything is right"
+
+
+def test_bad_rows_may_be_left_out_if_asked(run, capsys):
+    rows = [script_to_row(SCRIPT, 0, "rl"), {**script_to_row(SCRIPT, 1, "rl"), "images": []}]
+    run_preflight(run("data.on_bad_row=reject", rows=rows))
+    assert "4 rows, 4 turns, 2 rejected" in capsys.readouterr().out
+
+
+def test_a_folder_without_write_permission_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(checks.os, "access", lambda *_: False)
+    assert "no permission to write" in problem(run())
+
+
+def test_a_tutor_that_is_down_is_named(run):
+    message = problem(
+        run("steer.tutor.kind=endpoint", "steer.tutor.model=tutor", "steer.tutor.base_urls=[http://127.0.0.1:9/v1]", "steer.tutor.attempts=1")
+    )
+    assert "http://127.0.0.1:9/v1" in message
+
+
+def leave_checkpoint(folder: Path, step: int, tracker: str) -> None:
+    (folder / f"global_step_{step}").mkdir(parents=True)
+    (folder / fingerprint.TRACKER).write_text(tracker)
+
+
+def test_the_same_run_resumes(run, tmp_path, capsys):
+    run_preflight(run())
+    leave_checkpoint(tmp_path / "out", 3, "3")
+    run_preflight(run())
+    assert "resumes from step 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("override", ["data.seed=2", "data.train_batch_size=4"])
+def test_another_runs_checkpoint_is_refused(run, tmp_path, override):
+    run_preflight(run())
+    leave_checkpoint(tmp_path / "out", 3, "3")
+    before = (tmp_path / "out" / fingerprint.FILE).read_text()
+    message = problem(run(override))
+    assert override.split("=")[0] in message and "resume_mode=disable" in message
+    assert (tmp_path / "out" / fingerprint.FILE).read_text() == before
+
+
+def test_a_checkpoint_of_unknown_origin_is_refused(run, tmp_path):
+    leave_checkpoint(tmp_path / "out", 3, "3")
+    assert "holds checkpoints of another run" in problem(run())
+
+
+def test_a_tracker_file_that_a_kill_left_empty_is_repaired(run, tmp_path):
+    run_preflight(run())
+    leave_checkpoint(tmp_path / "out", 3, "")
+    leave_checkpoint(tmp_path / "out", 6, "")
+    run_preflight(run())
+    assert (tmp_path / "out" / fingerprint.TRACKER).read_text() == "6"
