@@ -103,6 +103,11 @@ def test_equal_returns_give_zero_with_and_without_std():
         assert got == pytest.approx(np.zeros(3), abs=1e-9)
 
 
+def test_a_lone_rollout_has_nothing_to_compare_with():
+    for std in (False, True):
+        assert group_advantages(np.array([5.0]), ["a"], np.array([True]), std=std).tolist() == [0.0]
+
+
 def test_what_an_invalid_rollout_holds_never_leaks():
     nan = float("nan")
     got = group_advantages(np.array([1.0, 3.0, nan]), ["a"] * 3, np.array([True, True, False]), std=True)

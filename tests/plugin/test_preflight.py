@@ -106,10 +106,18 @@ def bad_rows():
     good = script_to_row(SCRIPT, 0, "rl")
     plan = json.loads(good["steer"])
     yield "images", {**good, "images": []}, "column images holds 0"
-    yield "placeholders", {**good, "prompt": [{"role": "user", "content": "<image><image>what is this?"}]}, "holds 2 <image>"
+    yield (
+        "placeholders",
+        {**good, "prompt": [{"role": "user", "content": "<image><image>what is this?"}]},
+        "holds 2 <image>",
+    )
     yield "unreadable", {**good, "images": [{"bytes": b"not a picture"}]}, "cannot be read as one of PNG"
     yield "no turns", {**good, "steer": json.dumps({**plan, "turns": []})}, "1..10 user turns, found 0"
-    yield "too many", {**good, "steer": json.dumps({**plan, "turns": [{"text": "q"}] * 11})}, "1..10 user turns, found 11"
+    yield (
+        "too many",
+        {**good, "steer": json.dumps({**plan, "turns": [{"text": "q"}] * 11})},
+        "1..10 user turns, found 11",
+    )
     long = dataclasses.replace(SCRIPT, turns=(*SCRIPT.turns, UserTurn("word " * 200)))
     yield "too long", script_to_row(long, 0, "rl"), "data.max_response_length is 128"
 
@@ -134,7 +142,12 @@ def test_a_folder_without_write_permission_is_named(run, tmp_path, monkeypatch):
 
 def test_a_tutor_that_is_down_is_named(run):
     message = problem(
-        run("steer.tutor.kind=endpoint", "steer.tutor.model=tutor", "steer.tutor.base_urls=[http://127.0.0.1:9/v1]", "steer.tutor.attempts=1")
+        run(
+            "steer.tutor.kind=endpoint",
+            "steer.tutor.model=tutor",
+            "steer.tutor.base_urls=[http://127.0.0.1:9/v1]",
+            "steer.tutor.attempts=1",
+        )
     )
     assert "http://127.0.0.1:9/v1" in message
 

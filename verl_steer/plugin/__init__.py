@@ -7,7 +7,7 @@ modules it extends are loaded, and it remembers what went wrong until `preflight
 
 from __future__ import annotations
 
-from verl_steer.plugin import hooks
+from verl_steer.plugin import compat, hooks
 from verl_steer.plugin.version import check_versions
 
 AGENT_LOOP = "steer"
@@ -44,6 +44,7 @@ def _register_resolvers() -> None:
 
 
 hooks.guard("version gate", check_versions)
+hooks.guard("workarounds for verl", lambda: compat.install(cpu=False))
 hooks.after_import("omegaconf", _register_resolvers)
 hooks.after_import("verl.experimental.agent_loop.agent_loop", _register_agent_loop)
 hooks.after_import("verl.experimental.reward_loop.reward_manager", _register_reward_manager)

@@ -1,0 +1,82 @@
+"""Untrusted text is made harmless, and ordinary text is left alone."""
+
+import re
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verl_steer.chat.text import neutralise, sanitise
+
+TOKENS = [
+    "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|endoftext|>", "<｜begin▁of▁sentence｜>", "<image>",
+    "<IMAGE>", "<video>", "</s>", "<s>", "<s />", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "[IMG]", "<start_of_turn>",
+    "<image_soft_token>", "<IMG_CONTEXT>", "<think>", "</think>", "<tool_call>", "[TOOL_CALLS]", "<unk>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_a_control_token_is_gone_but_still_readable(token):
+    cleaned = neutralise(f"a {token} b")
+    assert token not in cleaned
+    assert re.sub(r"\W", "", token.lower()) in re.sub(r"\W", "", cleaned.lower())
+
+
+@pytest.mark.parametrize(
+    "hidden", ["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u202e", "\x00", "\x1b", "\U000e0041", "\ud800"]
+)
+def test_an_invisible_character_is_gone_and_hides_no_token(hidden):
+    assert neutralise(f"sa{hidden}fe") == "safe"
+    assert neutralise(f"<|im{hidden}_start|>") == "(im_start)"
+
+
+@pytest.mark.parametrize("nested", ["<|im_<|x|>start|>", "<im<image>age>", "[IN[INST]ST]", "<<s>image>", "<|<|a|>|>"])
+def test_taking_a_token_out_leaves_no_other(nested):
+    cleaned = neutralise(nested)
+    assert not any(token.lower() in cleaned.lower() for token in TOKENS)
+    assert "<|" not in cleaned
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        "a < b and c > d",
+        "if (x <b> y)",
+        "<b>bold</b>",
+        "x = [1, 2]",
+        "naïve café 漢字 😀",
+        "a\tb\nc",
+        "50 % | 60 %",
+        "[1] <3",
+    ],
+)
+def test_ordinary_text_stays_as_it_is(plain):
+    assert neutralise(plain) == plain
+
+
+def test_every_kind_of_line_break_is_a_newline():
+    assert neutralise("a\r\nb\rc\u2028d\u0085e") == "a\nb\nc\nd\ne"
+
+
+hostile = st.lists(
+    st.sampled_from([*TOKENS, "<", "|", ">", "[", "]", "/", "im", "s", " ", "\u200b"]) | st.text(max_size=4)
+)
+
+
+@given(hostile.map("".join))
+def test_neutralising_twice_changes_nothing_and_leaves_no_token(text):
+    cleaned = neutralise(text)
+    assert neutralise(cleaned) == cleaned
+    assert "<|" not in cleaned and not any(token.lower() in cleaned.lower() for token in TOKENS)
+    cleaned.encode("utf-8")
+
+
+@given(st.text(alphabet=string.ascii_letters + " <|>", max_size=80), st.integers(1, 60))
+def test_the_cap_holds(text, cap):
+    assert len(sanitise(text, cap)) <= cap
+
+
+def test_the_cut_is_at_a_word_and_shows():
+    assert sanitise("one two three four five six seven", 31) == "one two three four five six…"
+    assert sanitise("short", 5) == "short"
