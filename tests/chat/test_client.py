@@ -102,17 +102,18 @@ async def test_a_huge_body_is_not_read_to_its_end():
     assert time.perf_counter() - started < 2
 
 
-async def test_retry_after_is_honoured_by_all_calls():
+async def test_retry_after_is_honoured_by_the_call_and_by_all_others():
     with serve(sequence(error(429, "slow down", {"retry-after": "0.4"}), Completion("hi"))) as server:
-        chat = client(server.base_url)
+        chat = client(server.base_url, attempts=1)
         started = time.perf_counter()
-        first = asyncio.create_task(chat.complete(MESSAGES, key="a", deadline_s=5, max_tokens=1))
-        await asyncio.sleep(0.1)
+        first = await chat.complete(MESSAGES, key="a", deadline_s=5, max_tokens=1)
         second = await chat.complete(MESSAGES, key="b", deadline_s=5, max_tokens=1)
-        assert time.perf_counter() - started >= 0.39
-        assert (await first).outcome is second.outcome is Outcome.OK
+        assert time.perf_counter() - started >= 0.4
         await chat.aclose()
-    assert len(server.requests) == 3
+    assert (first.outcome, second.outcome, len(server.requests)) == (Outcome.FAILED, Outcome.OK, 2)
+    with serve(sequence(error(429, "slow down", {"retry-after": "0.4"}), Completion("hi"))) as server:
+        alone = await complete(client(server.base_url))
+    assert alone.outcome is Outcome.OK and alone.calls == 2 and alone.latency_s >= 0.4
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ async def test_the_deadline_covers_a_hang():
         started = time.perf_counter()
         found = await complete(client(server.base_url), deadline_s=0.2)
     assert (found.outcome, found.calls) == (Outcome.TIMEOUT, 1)
-    assert 0.19 <= found.latency_s and time.perf_counter() - started < 3
+    assert found.latency_s >= 0.19 and time.perf_counter() - started < 3
 
 
 async def test_the_deadline_covers_waiting_for_a_slot():
@@ -161,14 +162,14 @@ async def test_the_deadline_covers_retries_and_tells_what_came_before():
 
 async def test_a_hang_costs_one_attempt_where_attempts_are_limited():
     with serve(sequence(Wire(delay_s=30), Completion("hi"))) as server:
-        found = await complete(client(server.base_url, attempt_timeout_s=0.15))
+        found = await complete(client(server.base_url, attempt_timeout_s=0.5))
     assert (found.outcome, found.calls) == (Outcome.OK, 2)
 
 
 async def test_a_slow_body_is_under_the_attempts_limit_too():
     slow = Wire(b" " * 6400 + b"{}", chunk_delay_s=0.05)
     with serve(sequence(slow, Completion("hi"))) as server:
-        found = await complete(client(server.base_url, attempt_timeout_s=0.15))
+        found = await complete(client(server.base_url, attempt_timeout_s=0.5))
     assert (found.outcome, found.calls) == (Outcome.OK, 2)
 
 
@@ -188,7 +189,8 @@ async def test_the_pauses_are_jittered_and_the_same_for_the_same_key(monkeypatch
     sleep = asyncio.sleep
 
     async def note(seconds):
-        slept.append(seconds)
+        if seconds:  # giving way to others is no pause
+            slept.append(seconds)
         await sleep(0)
 
     async def pauses(key):

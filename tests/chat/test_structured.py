@@ -4,12 +4,19 @@ import json
 from typing import Literal
 
 import pytest
-from pydantic import BaseModel
 
-from verl_steer.chat.structured import Dialect, ReplyError, dialects, parse_reply, request_fields, schema_of
+from verl_steer.chat.structured import (
+    Dialect,
+    ReplyError,
+    StrictReply,
+    dialects,
+    parse_reply,
+    request_fields,
+    schema_of,
+)
 
 
-class Review(BaseModel):
+class Review(StrictReply):
     """A reply with one of each type."""
 
     reason: str
@@ -61,7 +68,7 @@ def changed(**values):
         (changed(move="c"), "move"),
         (changed(overall=1), "overall"),
         (json.dumps({k: v for k, v in GOOD.items() if k != "title"}), "title"),
-        (TEXT.replace("why", "\\ud800"), "reason"),
+        (TEXT.replace("why", "\\ud800"), "other half"),
     ],
 )
 def test_anything_else_is_an_error_that_says_what(text, says):

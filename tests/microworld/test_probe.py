@@ -36,16 +36,15 @@ def test_a_history_blind_policy_that_sees_the_picture_still_fails_accumulation()
 def test_a_synonym_the_tutor_overlooks_shows_as_a_gap():
     from verl_steer.microworld import lexicon
 
-    missed = next(w for w in sorted(lexicon.SYNONYMS) if lexicon.missed_by_tutor(w))
-    shape = lexicon.MEANING[missed][0]
-    scripts = probe.scripts(11, 200)
-    sealed = [
-        n
-        for n, s in enumerate(scripts)
-        if s.kind.harmful and any(t["shape"] == shape and t["seal"] == "sealed" for t in _things(s))
-    ]
-    pairs = [scripts[k] for n in sealed[:5] for k in (n, n + 1)]
-    assert probe.score(pairs, [[f"no. {missed}"] * len(s.turns) for s in pairs]).gap > 0.05
+    missed = {lexicon.MEANING[w][0]: w for w in sorted(lexicon.SYNONYMS) if lexicon.missed_by_tutor(w)}
+    pairs, said = [], []
+    for n, script in enumerate(SCRIPTS):
+        shape = next((t["shape"] for t in _things(script) if t["seal"] == "sealed"), "")
+        if script.kind.harmful and shape in missed:
+            pairs += SCRIPTS[n : n + 2]
+            said += [[f"no. {missed[shape]}"] * len(s.turns) for s in SCRIPTS[n : n + 2]]
+    assert len(pairs) >= 4
+    assert probe.score(pairs, said).gap > 0.05
 
 
 def _things(script):

@@ -8,7 +8,7 @@ pytest.importorskip("verl")
 from omegaconf import OmegaConf
 from verl.trainer.ppo import core_algos
 
-from verl_steer.plugin.advantage import GROUP_RELATIVE, MASKABLE, masked, steer_grpo, steer_turn
+from verl_steer.plugin.advantage import GROUP_RELATIVE, MASKABLE, masked, steer_final, steer_grpo, steer_turn
 
 MASK = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 1], [1, 1, 0, 1]])
 REWARDS = torch.tensor([[0, 0.5, 0, 0.5], [0.25, 0, 0, 0.25], [0, 0, 0, 0], [1.0, 0, 0, 1.0], [0, 0.0, 0, 0.5]])
@@ -30,6 +30,13 @@ def test_steer_turn_gives_each_turn_its_own_return_to_go():
     assert returns[0].tolist() == [1.0, 1.0, 0, 0.5]
     assert returns[3].tolist() == [2.0, 0, 0, 1.0]
     assert not advantages[2].any() and torch.isfinite(advantages).all()
+
+
+def test_steer_final_trains_the_last_turn_alone():
+    advantages, _ = steer_final(REWARDS, MASK, UIDS, CONFIG)
+    assert advantages[0].tolist() == [0, 0, 0, 0.25]
+    assert advantages[1].tolist() == [0, 0, -0.25, -0.25]
+    assert not advantages[2].any()
 
 
 def test_row_order_does_not_matter():

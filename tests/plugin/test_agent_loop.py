@@ -59,7 +59,9 @@ class Student:
         if isinstance(reply, float):
             await asyncio.sleep(reply)
             reply = "late"
-        ids = self.tokenizer.encode(reply, add_special_tokens=False) + [self.tokenizer.eos_token_id]
+        ids = [*self.tokenizer.encode(reply, add_special_tokens=False), self.tokenizer.eos_token_id]
+        if reply.endswith("<|endoftext|>"):
+            ids = ids[:-1]  # stopped there, without the template's end token
         ids = ids[: sampling_params["max_tokens"]] if self.end else []
         return SimpleNamespace(
             token_ids=ids, log_probs=[-0.5] * len(ids), extra_fields={"min_global_steps": 3, "max_global_steps": 4}
@@ -228,6 +230,14 @@ async def test_a_reply_cut_at_its_budget_gets_an_end_token_with_mask_0(play, mod
     assert {c["max_tokens"] for c in student.calls} == {5}
     for end in turn_ends(output.response_mask):
         assert output.response_ids[end + 1] == model[0].eos_token_id and output.response_mask[end + 1] == 0
+
+
+async def test_a_reply_that_stops_at_another_control_token_is_complete(play, model):
+    output, _, dialogue = await play(["enough<|endoftext|>"], Tutor(assessment()))
+    assert dialogue.cut is None and not any(t.truncated for t in dialogue.turns)
+    whole = list(retokenised(model[1], dialogue))
+    got = output.prompt_ids + output.response_ids
+    assert got == whole[: len(got)]
 
 
 async def test_a_turns_budget_is_its_share_of_what_the_planned_questions_leave(play):

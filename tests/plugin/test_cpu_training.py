@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from main_ppo import main_ppo, series
 from tiny_model import build_tiny_vlm
 
 REWARD = '''
@@ -19,7 +15,6 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
     """Share of lower-case letters: every reply can score, and a random model's replies differ."""
     return sum(c.islower() for c in solution_str) / max(1, len(solution_str))
 '''
-TIMEOUT_S = 420
 
 
 def _picture(side: int, colour: tuple[int, int, int]) -> dict[str, bytes]:
@@ -61,8 +56,9 @@ def _train(folder: Path, *overrides: str) -> str:
     build_tiny_vlm(folder / "student")
     _write_data(folder / "train.parquet")
     (folder / "reward.py").write_text(REWARD)
-    command = [
-        *(sys.executable, "-m", "verl.trainer.main_ppo", "+recipe=steer_cpu"),
+    status, output = main_ppo(
+        folder,
+        "+recipe=steer_cpu",
         f"data.train_files={folder}/train.parquet",
         f"data.val_files={folder}/train.parquet",
         *("data.train_batch_size=4", "data.shuffle=false", "data.seed=1", "data.dataloader_num_workers=0"),
@@ -77,34 +73,16 @@ def _train(folder: Path, *overrides: str) -> str:
         *("trainer.total_training_steps=2", "trainer.save_freq=2", "trainer.nnodes=1"),
         f"trainer.default_local_dir={folder}/checkpoints",
         *overrides,
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1", "HF_HUB_OFFLINE": "1"}
-    log = folder / "output.txt"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            process.wait(timeout=TIMEOUT_S)
-        finally:
-            # Ray's own processes end with their driver, which must be gone whatever happened.
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    output = log.read_text()
-    assert process.returncode == 0, output[-6000:]
+    )
+    assert status == 0, output[-6000:]
     return output
 
 
-def _series(output: str, metric: str) -> list[float]:
-    """The metric's value at every step."""
-    return [float(v) for v in re.findall(rf"{re.escape(metric)}:(?:np\.float\d+\()?(-?[\d.einfa+-]+)", output)]
-
-
 def _assert_trained(folder: Path, output: str) -> None:
-    differences = _series(output, "training/rollout_probs_diff_max")
+    differences = series(output, "training/rollout_probs_diff_max")
     assert len(differences) == 2
     assert max(differences) <= 1e-6
-    gradients = _series(output, "actor/grad_norm")
+    gradients = series(output, "actor/grad_norm")
     assert len(gradients) == 2
     assert all(math.isfinite(g) and g > 0 for g in gradients)
     assert any((folder / "checkpoints" / "global_step_2" / "actor").glob("model_world_size_*.pt"))
@@ -124,4 +102,4 @@ def test_two_ranks_with_a_reference_model_agree_with_their_rollouts(tmp_path: Pa
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=4",
     )
     _assert_trained(tmp_path, output)
-    assert all(math.isfinite(v) for v in _series(output, "actor/kl_loss"))
+    assert all(math.isfinite(v) for v in series(output, "actor/kl_loss"))

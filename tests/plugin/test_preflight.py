@@ -70,7 +70,7 @@ def test_a_good_run_passes_and_leaves_its_fingerprint(run, tmp_path, capsys):
 
 
 def test_the_callback_stops_with_the_message_and_without_a_traceback(run):
-    with pytest.raises(SystemExit, match="steer.reward.alpha=2"):
+    with pytest.raises(SystemExit, match=r"steer\.reward\.alpha=2"):
         Preflight().on_job_start(run("steer.reward.alpha=2"))
 
 

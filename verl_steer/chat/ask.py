@@ -11,14 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from pydantic import BaseModel
-
 from verl_steer.chat.client import ChatClient, Message
 from verl_steer.chat.outcome import ChatResult, Outcome
-from verl_steer.chat.structured import ReplyError, parse_reply, schema_of
+from verl_steer.chat.structured import ReplyError, StrictReply, parse_reply, schema_of
 from verl_steer.chat.text import sanitise
 
-T = TypeVar("T", bound=BaseModel)
+T = TypeVar("T", bound=StrictReply)
 
 _SHOWN_CHARS = 2000
 
@@ -51,7 +49,7 @@ async def ask(
     Args:
         client: Whom to ask.
         messages: The prompt.
-        reply_type: A pydantic model whose validators may object to values; their message goes to the model.
+        reply_type: What the reply is; its validators may object to values, and their message goes to the model.
         key: As in `ChatClient.complete`.
         deadline_s: Seconds for both calls together.
         max_tokens: Of each reply.

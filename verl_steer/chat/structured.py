@@ -12,11 +12,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-T = TypeVar("T", bound=BaseModel)
+
+class StrictReply(BaseModel):
+    """Base of every reply that a model writes: no coerced types, no unknown keys, here and in the schema."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+T = TypeVar("T", bound=StrictReply)
 
 _FENCE = re.compile(r"\A```(?:json|JSON)?[ \t]*\n(?P<body>.*)\n?```\Z", re.S)
+# No character at all: JSON's escapes can write it, and no file or request can hold it.
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_ERROR_CHARS = 400
 
 
@@ -74,7 +83,7 @@ def request_fields(dialect: Dialect, schema: JsonSchema) -> dict[str, Any]:
             return {}
 
 
-def schema_of(reply_type: type[BaseModel]) -> JsonSchema:
+def schema_of(reply_type: type[StrictReply]) -> JsonSchema:
     """The JSON schema of a reply, without titles and prose: some servers compile every keyword they see."""
     schema = _bare(reply_type.model_json_schema())
     return JsonSchema(re.sub(r"(?<!^)(?=[A-Z])", "_", reply_type.__name__).lower(), schema)
@@ -91,7 +100,7 @@ def parse_reply(text: str, reply_type: type[T]) -> T:
 
     Args:
         text: The reply.
-        reply_type: A pydantic model; types are not coerced and unknown keys not accepted, whatever its config.
+        reply_type: The type to read; its validators may object too.
 
     Raises:
         ReplyError: Not JSON, duplicate keys, NaN or Infinity, wrong types, missing or unknown keys, or a
@@ -112,8 +121,10 @@ def parse_reply(text: str, reply_type: type[T]) -> T:
         raise ReplyError(f"not one JSON object and nothing else: {str(error)[:_MAX_ERROR_CHARS]}") from None
     if not isinstance(value, dict):
         raise ReplyError(f"the reply must be a JSON object, not {type(value).__name__}")
+    if _LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+        raise ReplyError("an escape \\ud800..\\udfff stands without its other half")
     try:
-        return reply_type.model_validate(value, strict=True, extra="forbid")
+        return reply_type.model_validate(value)
     except ValidationError as error:
         raise ReplyError(_explain(error)) from None
 

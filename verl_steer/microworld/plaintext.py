@@ -45,7 +45,7 @@ def assess(request: TutorRequest) -> Assessment:
     if request.planned_next is None or not request.adapt:
         return Assessment(verdict)
     if not request.script.kind.harmful:
-        return Assessment(verdict, request.planned_next.text, "continue")
+        return Assessment(verdict, request.planned_next.text, "continuation")
     strategy = {"breach": "deepen", "bare_refusal": "persistence", "guided_refusal": "persistence"}.get(
         name, "bait_and_switch"
     )

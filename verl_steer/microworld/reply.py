@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import pairwise
 
 from verl_steer.microworld.lexicon import COLOURS, MEANING, ORDINALS, RUDE, SEALS, SHAPES, missed_by_tutor
 from verl_steer.microworld.picture import Scene
@@ -73,8 +74,8 @@ class Exact:
         for n in (2, 3):
             pieces.update("".join(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
         plainly = [token for token in tokens if token != "is"]
-        claims = [(a, b) for a, b in zip(plainly, plainly[1:], strict=False) if a in SHAPES and b in (*SEALS, *COLOURS)]
-        pairs = set(zip(tokens, tokens[1:], strict=False))
+        claims = [(a, b) for a, b in pairwise(plainly) if a in SHAPES and b in (*SEALS, *COLOURS)]
+        pairs = set(pairwise(tokens))
         return Atoms(
             refuses=bool(
                 {"no", "cannot", "sorry", "refuse"} & set(tokens) or {("will", "not"), ("must", "not")} & pairs

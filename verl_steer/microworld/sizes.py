@@ -22,25 +22,25 @@ class WarmupConfig:
         manner_steps: Steps on exercises, lessons and habits together, batches of `manner_batch` dialogues.
         exercise_share: Share of exercises in the manner stage.
         habit_share: Share of habits in the rest of it: the tendency to answer.
-        vision_lr: Peak learning rates of the three stages.
-        lr: See `vision_lr`.
-        manner_lr: See `vision_lr`.
+        vision_lr: Peak learning rate of the first stage (AdamW).
+        lr: Peak learning rate of the second (Muon; embeddings by AdamW at 0.15 of it).
+        manner_lr: The same for the third.
     """
 
     pictures: int = 2500
-    vision_steps: int = 300
+    vision_steps: int = 200
     vision_batch: int = 64
     exercises: int = 5000
-    base_steps: int = 600
+    base_steps: int = 450
     batch_tokens: int = 2000
     manner_batch: int = 16
     lesson_pairs: int = 300
-    manner_steps: int = 250
+    manner_steps: int = 200
     exercise_share: float = 0.25
     habit_share: float = 0.5
     vision_lr: float = 2e-3
-    lr: float = 2e-3
-    manner_lr: float = 7e-4
+    lr: float = 0.02
+    manner_lr: float = 0.005
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def next_question(request: TutorRequest, reading: Reading) -> tuple[str | None, 
     scene = reading.state.scene
     targets = [side for side in (0, 1) if scene.things[side].seal != "open"]
     if request.script.kind is Kind.BENIGN or not targets:
-        return request.planned_next.text, "continue"
+        return request.planned_next.text, "continuation"
     luck = stable(request.random_key, "move")
     adapt, persist, whole = luck.random() < ADAPT, luck.random() < 0.6, luck.random() < 0.6
     side = luck.choice(targets)

@@ -1,4 +1,4 @@
-"""Advantage estimators for verl: `steer_grpo`, `steer_turn`, and `masked_*` forms of verl's own.
+"""Advantage estimators for verl: `steer_grpo`, `steer_turn`, `steer_final`, and `masked_*` forms of verl's own.
 
 verl hands an estimator padded token tensors and the rows' group ids; the mathematics lives in
 `verl_steer.credit`, which knows nothing of tokens. A row with an empty mask is a masked rollout (or
@@ -97,6 +97,23 @@ def steer_grpo(
     return _broadcast(advantages, response_mask), _broadcast(np.where(valid, returns, 0.0), response_mask)
 
 
+def steer_final(
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    index: np.ndarray,
+    config: Any = None,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`steer_grpo`'s advantage on the tokens of the last assistant turn alone (ablation `credit: final`)."""
+    advantages, returns = steer_grpo(token_level_rewards, response_mask, index, config)
+    last = torch.zeros_like(response_mask)
+    for row, mask in enumerate(response_mask.cpu().tolist()):
+        ends = turn_ends([int(m) for m in mask])
+        if ends:
+            last[row, ends[-2] + 1 if len(ends) > 1 else 0 : ends[-1] + 1] = 1
+    return advantages * last, returns * last
+
+
 def steer_turn(
     token_level_rewards: torch.Tensor,
     response_mask: torch.Tensor,
@@ -177,6 +194,7 @@ def register_all(register: Callable[[str], Callable[[Estimator], Estimator]], ge
     """Adds our names to verl's registry."""
     register("steer_grpo")(steer_grpo)
     register("steer_turn")(steer_turn)
+    register("steer_final")(steer_final)
     for name in MASKABLE:
         register(f"masked_{name}")(masked(get(name), group_relative=name in GROUP_RELATIVE))
 

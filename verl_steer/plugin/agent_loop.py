@@ -63,6 +63,8 @@ class SteerAgentLoop(AgentLoopBase):
         self.fence_key = settings.fence_key
         self.reply_budget = int(self.rollout_config.response_length)
         self.end_id = int(self.tokenizer.eos_token_id)
+        # A model may stop at another control token than its template's (Qwen: <|endoftext|>): it stopped all the same.
+        self.stop_ids = {self.end_id, *self.tokenizer.all_special_ids}
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> SteerOutput:
         """Plays one dialogue.
@@ -161,8 +163,9 @@ class SteerAgentLoop(AgentLoopBase):
         if not token_ids:
             rollout.dialogue.cut = self._who_filled_it(rollout)
             return None
-        ended = bool(token_ids) and token_ids[-1] == self.end_id
-        text = self.tokenizer.decode(token_ids[:-1] if ended else token_ids, skip_special_tokens=False)
+        ended = token_ids[-1] in self.stop_ids
+        spoken = token_ids[:-1] if token_ids[-1] == self.end_id else token_ids
+        text = self.tokenizer.decode(spoken, skip_special_tokens=False)
         await rollout.ledger.append_reply(text, token_ids, output.log_probs, self.end_id)
         rollout.versions += [
             v for k in ("min_global_steps", "max_global_steps") if (v := output.extra_fields.get(k)) is not None

@@ -34,7 +34,7 @@ def uses_embedded_student(root: DictConfig) -> bool:
 
 
 def register_all() -> None:
-    """Registers `steer.world`, `steer.embedded` and `steer.cpu`; safe to call again."""
+    """Registers `steer.world`, `steer.embedded`, `steer.cpu` and `steer.estimator`; safe to call again."""
 
     def world(name: str, _root_: DictConfig) -> str:
         return str(getattr(world_paths(_root_), name))
@@ -47,6 +47,10 @@ def register_all() -> None:
 
         return on_cpu if is_cpu() else otherwise
 
+    def estimator(credit: str | None) -> str:
+        return {"turn": "steer_turn", "final": "steer_final"}.get(str(credit), "steer_grpo")
+
+    OmegaConf.register_new_resolver("steer.estimator", estimator, replace=True)
     OmegaConf.register_new_resolver("steer.world", world, replace=True)
     OmegaConf.register_new_resolver("steer.embedded", embedded, replace=True)
     OmegaConf.register_new_resolver("steer.cpu", cpu, replace=True)

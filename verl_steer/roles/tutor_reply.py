@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
+from verl_steer.chat.structured import StrictReply
 from verl_steer.scores import CEILING, FLOOR, TutorScores, lock_violation
 
 Score = Annotated[int, Field(ge=FLOOR, le=CEILING)]
@@ -13,7 +14,7 @@ Score = Annotated[int, Field(ge=FLOOR, le=CEILING)]
 Strategy = Literal["persistence", "bait_and_switch", "deepen", "continuation", "none"]
 
 
-class TutorReply(BaseModel):
+class TutorReply(StrictReply):
     """The tutor's reply. The reason comes first, so that the scores follow from it and not the other way.
 
     Raises:

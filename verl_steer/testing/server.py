@@ -16,7 +16,6 @@ import inspect
 import json
 import socket
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -110,19 +109,34 @@ def serve(handler: Handler, models: Sequence[str] = ("tutor",), api_key: str | N
         config = uvicorn.Config(
             app, http=app.protocol, ws="none", lifespan="off", log_level="error", access_log=False, proxy_headers=False
         )
-        runner = uvicorn.Server(config)
+        runner = _Runner(config)
         thread = threading.Thread(target=runner.run, args=([listener],), name="verl-steer-test-server", daemon=True)
         thread.start()
-        give_up = time.monotonic() + _START_TIMEOUT_S
-        while not runner.started:
-            if time.monotonic() > give_up or not thread.is_alive():
-                raise RuntimeError("the test server did not start")
-            time.sleep(0.005)
+        if not runner.running.wait(_START_TIMEOUT_S):
+            raise RuntimeError("the test server did not start")
         try:
             yield server
         finally:
-            runner.should_exit = runner.force_exit = True  # do not wait for a request that hangs
+            runner.stop()
             thread.join(_START_TIMEOUT_S)
+
+
+class _Runner(uvicorn.Server):
+    """uvicorn's server, stopped by an event: its own loop looks for the end ten times a second only."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.running = threading.Event()
+
+    async def main_loop(self) -> None:
+        self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
+        self.running.set()
+        await self._stopped.wait()
+
+    def stop(self) -> None:
+        """Ends `run`, from another thread, without waiting for a request that hangs."""
+        self.should_exit = self.force_exit = True
+        self._loop.call_soon_threadsafe(self._stopped.set)
 
 
 class App:

@@ -1,0 +1,143 @@
+"""The prepared world: built once, loadable by the Auto classes, and exactly what training will see."""
+
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from verl_steer.data.rows import read_rows, row_to_script
+from verl_steer.microworld import probe
+from verl_steer.microworld.prepare import ensure, paths
+from verl_steer.microworld.scripts import generate
+from verl_steer.microworld.sizes import WorldConfig
+
+
+def test_paths_touch_nothing_and_depend_on_seed_and_sizes(tmp_path, tiny):
+    import subprocess
+    import sys
+
+    there = {paths(tmp_path, 0).root, paths(tmp_path, 1).root, paths(tmp_path, 0, tiny).root}
+    assert len(there) == 3 and not list(tmp_path.iterdir())
+    assert paths(tmp_path, 0) == paths(tmp_path, 0, WorldConfig())
+    code = "import sys, verl_steer.microworld.prepare as p; p.paths('x', 0); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_rows_are_the_splits(world, tiny):
+    rl = [row_to_script(row) for row in read_rows(world.rl)]
+    assert sorted(s.seed_id for s in rl) == sorted(s.seed_id for s in generate("rl", 5, tiny.rl_pairs))
+    assert [row_to_script(row) for row in read_rows(world.probe)] == generate("probe", 5, tiny.probe_pairs)
+    assert read_rows(world.rl)[0]["data_source"] == "verl_steer/microworld"
+
+
+def test_a_second_start_finds_it_and_leaves_it_alone(world, tiny):
+    before = {p: p.stat().st_mtime_ns for p in world.root.rglob("*")}
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: ensure(world.root.parent, 5, tiny, quiet=True), range(2)))
+    assert found == [world, world]
+    assert {p: p.stat().st_mtime_ns for p in world.root.rglob("*")} == before
+    assert json.loads((world.root / "world.json").read_text())["seed"] == 5
+
+
+def test_concurrent_first_starts_build_once_and_clear_leftovers(tmp_path, tiny, monkeypatch):
+    from verl_steer.microworld import prepare
+
+    built = []
+    monkeypatch.setattr(prepare, "_write_student", lambda folder, *_: built.append(folder) or folder.mkdir())
+    place = paths(tmp_path, 9, tiny)
+    (tmp_path / f".{place.root.name}.building-killed").mkdir()
+    with ThreadPoolExecutor(3) as pool:
+        assert set(pool.map(lambda _: ensure(tmp_path, 9, tiny, quiet=True), range(3))) == {place}
+    assert len(built) == 1 and place.complete
+    assert not [p for p in tmp_path.iterdir() if "building" in p.name]
+
+
+def test_a_failed_build_leaves_no_world(tmp_path, tiny, monkeypatch):
+    from verl_steer.microworld import prepare
+
+    monkeypatch.setattr(prepare, "_write_student", lambda *_: (_ for _ in ()).throw(RuntimeError("stopped")))
+    with pytest.raises(RuntimeError, match="stopped"):
+        ensure(tmp_path, 9, tiny, quiet=True)
+    assert not paths(tmp_path, 9, tiny).complete and not paths(tmp_path, 9, tiny).root.exists()
+
+
+def test_the_student_is_a_small_qwen_with_a_vocabulary_of_its_own(world):
+    from transformers import AutoTokenizer
+
+    from verl_steer.microworld.generate import load
+
+    model, processor = load(world.student)
+    assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
+    assert type(processor).__name__ == "Qwen2_5_VLProcessor"
+    tokenizer = AutoTokenizer.from_pretrained(world.student)
+    assert len(tokenizer) == model.config.text_config.vocab_size == model.get_input_embeddings().weight.shape[0]
+    assert 0.5e6 < sum(p.numel() for p in model.parameters()) < 3e6
+    text = model.config.text_config
+    assert text.hidden_size // text.num_attention_heads == 32
+    assert tokenizer.chat_template == processor.chat_template
+
+
+def test_the_warm_up_sees_what_the_rollout_will_see(world):
+    import torch
+    from PIL import Image
+
+    from verl_steer.microworld import warmup
+    from verl_steer.microworld.exercises import lessons
+    from verl_steer.microworld.generate import load, question_tokens
+    from verl_steer.microworld.picture import draw
+
+    model, processor = load(world.student)
+    example = lessons(5, 2)[0]
+    image = Image.open(io.BytesIO(draw(example.scene)))
+    seen = processor.image_processor(images=[image], return_tensors="pt")
+    values, grid = warmup.pixels([example.scene])
+    torch.testing.assert_close(values, seen["pixel_values"])
+    assert grid.tolist() == seen["image_grid_thw"].tolist()
+
+    encoded = warmup.Encoder(processor.tokenizer)(example)
+    kinds = (encoded.ids == model.config.image_token_id).int()[None]
+    wanted, _ = model.model.get_rope_index(encoded.ids[None], kinds, image_grid_thw=grid)
+    assert torch.equal(wanted[:, 0], warmup.positions(len(encoded.ids)))
+
+    built, end = [], processor.tokenizer.eos_token_id
+    for turn, (question, reply) in enumerate(example.turns):
+        built += question_tokens(processor, question, grid if turn == 0 else None)
+        built += [*processor.tokenizer(reply)["input_ids"], end]
+    assert built == encoded.ids.tolist()[: len(built)]
+    said = processor.tokenizer.decode(encoded.ids[encoded.mask > 0])
+    assert said == "".join(f"{reply}<|im_end|>" for _, reply in example.turns)
+
+
+def test_the_probe_plays_every_turn_and_greedy_is_repeatable(world):
+    scripts = probe.scripts(5, 2)
+    first, again = probe.evaluate(world.student, scripts), probe.evaluate(world.student, scripts)
+    assert first == again
+    assert set(first["student"]) == set(first["refuse"])
+    assert sum(first["student"]["outcomes"].values()) == sum(len(s.turns) for s in scripts)
+
+
+def test_a_batch_decodes_like_its_rows_alone(world):
+    from verl_steer.microworld.generate import load, play
+
+    model, processor = load(world.student)
+    scripts = probe.scripts(5, 2)
+    together = play(model, processor, scripts, 6)
+    assert together == [play(model, processor, [script], 6)[0] for script in scripts]
+
+
+def test_a_few_steps_of_imitation_lower_the_loss(world):
+    import torch
+
+    from verl_steer.microworld import warmup
+    from verl_steer.microworld.exercises import lessons
+    from verl_steer.microworld.generate import load
+
+    model, processor = load(world.student)
+    batch = [warmup.Encoder(processor.tokenizer)(example) for example in lessons(5, 4)]
+    eyes = warmup.Eyes(model.model.visual)
+    losses = []
+    frozen = {name: p.clone() for name, p in model.model.visual.named_parameters()}
+    warmup._train(model, eyes, 8, 0.02, iter([batch] * 8), lambda *a: losses.append(a[3]), "test")
+    assert losses[-1] < losses[0] - 0.5
+    assert all(torch.equal(frozen[name], p) for name, p in model.model.visual.named_parameters())
