@@ -13,7 +13,7 @@ def test_every_package_of_the_tree_is_listed():
     found |= {
         "verl_steer." + ".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "recipes").rglob("__init__.py")
     }
-    assert found | {"hydra_plugins.verl_steer_searchpath"} == listed
+    assert found | {"hydra_plugins", "hydra_plugins.verl_steer_searchpath"} == listed
 
 
 def test_every_data_file_of_a_package_is_shipped():

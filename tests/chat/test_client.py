@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from verl_steer.chat.client import ChatClient, ChatConfigError, seed_of
+from verl_steer.chat.client import ChatClient, seed_of
+from verl_steer.chat.endpoints import ChatConfigError
 from verl_steer.chat.outcome import Outcome
 from verl_steer.chat.structured import JsonSchema
 from verl_steer.chat.wire import retry_after
@@ -355,7 +356,7 @@ async def test_a_missing_or_impossible_key_is_an_error_that_names_the_variable_o
 
 
 @pytest.mark.parametrize(
-    "url", ["http://user:s3cret@host/v1", "http://host/v1?key=s3cret", "ftp://host", "host:80", ""]
+    "url", ["http://user:s3cret@host/v1", "http://host/v1?key=s3cret", "ftp://host", "host:80", "http://host:port", ""]
 )
 def test_a_url_that_cannot_be_used_is_refused_without_its_secret(url):
     with pytest.raises(ChatConfigError) as raised:
@@ -377,6 +378,23 @@ async def test_models_tells_what_each_url_offers():
     assert found[server.base_url] == ["tutor", "judge"]
     assert "cannot be reached" in found[dead]
     assert found[f"{server.base_url}/nowhere"] == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (error(503, "starting"), "answered 503"),
+        (Wire(b"<html>"), "OpenAI-compatible"),
+        (Wire(b'{"data": 3}'), "OpenAI-compatible"),
+        (Wire(delay_s=30), "did not answer within 0.1 s"),
+    ],
+)
+async def test_models_says_what_is_wrong_with_a_server(answer, says):
+    with serve(lambda body: Completion("hi"), models=answer) as server:
+        chat = client(server.base_url)
+        found = await chat.models(timeout_s=0.1 if answer.delay_s else 5.0)
+        await chat.aclose()
+    assert says in found[server.base_url]
 
 
 def test_one_client_serves_one_event_loop_after_another():

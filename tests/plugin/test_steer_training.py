@@ -119,4 +119,6 @@ def test_ragged_groups_on_two_ranks_with_the_turn_estimator_and_a_tutor_over_htt
     assert len(records) == 16 and {r["cut"] for r in records} == {None, "stopped"}
     assert len({len(r["turns"]) for r in records}) > 1, "groups are ragged"
     assert all(t["outcome"] == "ok" and t["tutor_calls"] >= 1 for r in records for t in r["turns"])
-    assert {t["asked"] for r in records for t in r["turns"][1:]} == {"and deeper?"}
+    asked = {(r["kind"], t["asked"]) for r in records for t in r["turns"][1:]}
+    assert {text for kind, text in asked if kind == "red_team"} == {"and deeper?"}
+    assert "and deeper?" not in {text for kind, text in asked if kind == "benign"}, "benign scripts are not attacked"

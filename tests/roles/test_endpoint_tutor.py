@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from tutor_requests import IMAGE, SCRIPT, request
 
-from verl_steer.chat.client import ChatConfigError, seed_of
+from verl_steer.chat.client import seed_of
+from verl_steer.chat.endpoints import ChatConfigError
 from verl_steer.chat.structured import ReplyError, parse_reply
 from verl_steer.config import TutorConfig
 from verl_steer.dialogue import Kind, UserTurn

@@ -6,13 +6,13 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tutor_requests import IMAGE, SCRIPT, TAG, picture, request
 
 from verl_steer.chat.text import neutralise
 from verl_steer.dialogue import ImageRef, Kind, Script, UserTurn
-from verl_steer.roles.layout import data_url, media_type, parse, render, rubric
+from verl_steer.roles.layout import DataUrls, data_url, media_type, parse, render, rubric
 from verl_steer.roles.tutor import Exchange
 
 
@@ -86,6 +86,7 @@ def exchanges(draw):
     return Exchange(draw(texts), before + thinking + after, tuple(images), thinking)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(exchanges(), min_size=1, max_size=4), texts, st.booleans(), st.booleans(), st.booleans(), texts)
 def test_a_request_reads_back_as_it_was_neutralised(history, planned, adapt, last, harmful, system):
     script = Script("s", Kind.OBFUSCATED if harmful else Kind.BENIGN, (UserTurn("q"),), system=system)
@@ -133,6 +134,22 @@ def test_an_image_says_what_it_is(form, kind):
 
 def test_an_image_is_encoded_once():
     assert data_url(picture()) is data_url(picture())
+
+
+def test_the_cache_of_images_is_bounded_and_drops_the_least_recently_used():
+    pictures = [picture((n, n, n)) for n in range(3)]
+    cache = DataUrls(max_chars=2 * len(data_url(pictures[0])) + 20)
+    first, second = cache.get(pictures[0]), cache.get(pictures[1])
+    assert cache.get(pictures[0]) is first
+    cache.get(pictures[2])
+    assert cache.get(pictures[0]) is first and cache.get(pictures[1]) is not second
+
+
+def test_an_image_that_is_no_data_url_is_not_read():
+    messages = render(request(1))
+    content(messages)[2]["image_url"]["url"] = "https://example.org/a.png"
+    with pytest.raises(ValueError, match="data URL"):
+        parse(messages)
 
 
 def test_what_cannot_be_rendered_is_an_error_of_the_caller():

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import time
 
 import httpx
@@ -125,6 +126,15 @@ def test_the_server_lists_its_models_wants_its_key_and_reports_a_broken_handler(
         assert httpx.get(f"{server.base_url}/other", headers=right, trust_env=False).status_code == 404
     with pytest.raises(httpx.ConnectError):
         post(server)
+
+
+def test_a_client_that_goes_away_before_its_body_is_no_request():
+    with serve(lambda body: RIGHT) as server:
+        host, port = httpx.URL(server.base_url).host, httpx.URL(server.base_url).port
+        with socket.create_connection((host, port)) as line:
+            line.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        assert post(server).status_code == 200
+    assert server.requests == [BODIES[0]]
 
 
 async def test_an_async_handler_serves_many_at_once():

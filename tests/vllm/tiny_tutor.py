@@ -2,10 +2,11 @@
 
 The JSON schema of an assessment cannot say that safety limits usefulness, so a model of purely random
 weights breaks that lock about every second time, and it seldom ends a sentence. This one is pushed, not
-taught: one hidden dimension is made the same for every token, which turns the output layer's column of
-it into a bias. The bias all but forbids the digits 0 to 5 and 9 (safety 6 to 8 allows usefulness up to
-8) and ends a string after some ten bytes. Everything else the random weights and the sampling decide,
-so verdicts and questions differ from call to call; ask it at temperature 1.
+taught: one hidden dimension is made the same for every token and no layer writes to it, which turns the
+output layer's column of it into a bias. The bias all but forbids the digits 0 to 5 and 9 (safety 6 to 8
+allows usefulness up to 8) and ends a string after some ten bytes. Everything else the random weights and
+the sampling decide; the layers are scaled up, or one reply among 5,000 tokens of prompt would change
+nothing and siblings would all get one verdict. Ask it at temperature 1.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from tiny_model import build_tiny_vlm
 from vllm_server import MAX_TOKENS
 
 _DIMENSION = 0
-_EMBEDDED = 0.1  # half of the embedding's norm of 0.02 * sqrt(64): the rest still carries the text
+_EMBEDDED = 4.0  # of the order of what the scaled layers add to the other dimensions
+_LAYER_SCALE = 10.0  # from transformers' 0.02 to 0.2, about 1.6 / sqrt(width): layers that mix
 _HEAD_STD = 0.15  # logits of a spread near one
-_BIAS = {'"': 0.8} | dict.fromkeys("0123459", -5.0)  # about 3.5 and -20 after the final norm
+_BIAS = {'"': 4.0} | dict.fromkeys("0123459", -20.0)
 
 
 def build_tiny_tutor(path: Path) -> Path:
@@ -34,7 +36,13 @@ def build_tiny_tutor(path: Path) -> Path:
     head = torch.nn.Linear(embeddings.shape[1], embeddings.shape[0], bias=False)
     torch.manual_seed(1)
     with torch.no_grad():
+        embeddings *= 1 / embeddings.std()
         embeddings[:, _DIMENSION] = _EMBEDDED
+        for layer in model.model.language_model.layers:
+            for linear in (module for module in layer.modules() if isinstance(module, torch.nn.Linear)):
+                linear.weight *= _LAYER_SCALE
+            for writer in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                writer.weight[_DIMENSION] = 0.0
         head.weight.normal_(std=_HEAD_STD)
         head.weight[:, _DIMENSION] = 0.0
         for text, bias in _BIAS.items():

@@ -21,17 +21,13 @@ from typing import Any
 
 import httpx
 
-from verl_steer.chat.endpoints import CONNECT_TIMEOUT_S, Endpoint, Endpoints
+from verl_steer.chat.endpoints import CONNECT_TIMEOUT_S, ChatConfigError, Endpoint, Endpoints, check_url
 from verl_steer.chat.outcome import ChatResult, Outcome
 from verl_steer.chat.structured import Dialect, JsonSchema, dialects, request_fields
-from verl_steer.chat.wire import Fault, Reply, post
+from verl_steer.chat.wire import Fault, Reply, list_models, post
 
 MAX_BACKOFF_S = 20.0
 Message = Mapping[str, Any]
-
-
-class ChatConfigError(ValueError):
-    """The caller's settings cannot work: a key that is not in the environment, a URL with a password in it."""
 
 
 @dataclass
@@ -81,7 +77,7 @@ class ChatClient:
         max_reply_bytes: int = 2**20,
     ) -> None:
         for url in base_urls:
-            _check_url(url)
+            check_url(url)
         if not base_urls or max_concurrency < 1 or attempts < 1:
             raise ChatConfigError("a client needs at least one base URL, one concurrent call and one attempt")
         self.model = model
@@ -168,28 +164,10 @@ class ChatClient:
         secret = self._secret()
         self._bind_loop()
         headers = {"authorization": f"Bearer {secret}"} if secret else {}
-
-        async def ask(url: str) -> list[str] | str:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    response = await self._http.get(f"{url}/models", headers=headers)
-            except TimeoutError:
-                return f"{url} did not answer within {timeout_s:.3g} s"
-            except httpx.HTTPError as error:
-                return f"{url} cannot be reached ({type(error).__name__} {error}); is the server up?".replace(" )", ")")
-            if response.status_code in (401, 403):
-                return f"{url} does not accept the API key ({self._key_origin()})"
-            if response.status_code in (404, 405, 501):
-                return []
-            if response.status_code != 200:
-                return f"{url}/models answered {response.status_code}"
-            try:
-                return [str(entry["id"]) for entry in response.json()["data"]]
-            except (ValueError, KeyError, TypeError):
-                return f"{url}/models did not answer with a list of models; is this an OpenAI-compatible server?"
-
         urls = [endpoint.url for endpoint in self._endpoints]
-        return dict(zip(urls, await asyncio.gather(*map(ask, urls)), strict=True))
+        key_origin = f"from {self._api_key_env}" if self._api_key_env else "none is configured: set api_key_env"
+        asked = (list_models(self._http, url, headers, timeout_s, key_origin) for url in urls)
+        return dict(zip(urls, await asyncio.gather(*asked), strict=True))
 
     async def aclose(self) -> None:
         """Closes the connections; the client can be used again after it."""
@@ -291,9 +269,6 @@ class ChatClient:
             raise ChatConfigError(f"api_key_env={self._api_key_env}: this environment variable {state} in this process")
         return secret
 
-    def _key_origin(self) -> str:
-        return f"from {self._api_key_env}" if self._api_key_env else "none is configured: set api_key_env"
-
 
 @functools.cache
 def _tls() -> ssl.SSLContext:
@@ -307,17 +282,3 @@ def seed_of(key: str) -> int:
         int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "big")
         & 0x7FFFFFFF
     )
-
-
-def _check_url(url: str) -> None:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise ChatConfigError(f"base_urls: {url!r} is no URL ({error})") from None
-    if parsed.userinfo or parsed.query:
-        # The URL itself is not shown: it may hold the secret.
-        raise ChatConfigError(
-            f"base_urls: the URL for {parsed.host} holds a user name, password or query; give the key by api_key_env"
-        )
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ChatConfigError(f"base_urls: {url!r} is no http(s) URL")

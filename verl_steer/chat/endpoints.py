@@ -11,11 +11,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import httpx
+
 MAX_DOWN_S = 30.0
 # A server may ask for more; it is asked again once a minute all the same, so that one odd header does
 # not take it out for an hour.
 MAX_HOLD_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
+
+
+class ChatConfigError(ValueError):
+    """The caller's settings cannot work: a key that is not in the environment, a URL with a password in it."""
 
 
 @dataclass
@@ -94,3 +100,18 @@ class Endpoints:
         """The server asked to be left alone for `seconds`."""
         until = asyncio.get_running_loop().time() + min(MAX_HOLD_S, seconds)
         endpoint.hold_until = max(endpoint.hold_until, until)
+
+
+def check_url(url: str) -> None:
+    """Raises ChatConfigError unless `url` is an http(s) URL that holds no secret."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ChatConfigError(f"base_urls: {url!r} is no URL ({error})") from None
+    if parsed.userinfo or parsed.query:
+        # The URL itself is not shown: it may hold the secret.
+        raise ChatConfigError(
+            f"base_urls: the URL for {parsed.host} holds a user name, password or query; give the key by api_key_env"
+        )
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ChatConfigError(f"base_urls: {url!r} is no http(s) URL")

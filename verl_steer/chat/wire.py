@@ -1,4 +1,4 @@
-"""One HTTP request to a chat completions server, and what its answer means.
+"""One HTTP request to an OpenAI-compatible server, and what its answer means.
 
 Everything a server can send back is sorted here into a `Reply` or a `Fault`, so that the client above
 decides on retries without looking at status codes, and nothing below it raises for what a network does.
@@ -6,6 +6,7 @@ decides on retries without looking at status codes, and nothing below it raises 
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import json
 import time
@@ -115,6 +116,37 @@ def read_completion(data: bytes, url: str, secret: str) -> Reply | Fault:
     elif refusal:
         outcome, detail = Outcome.REFUSED, sanitise(str(refusal), _EXCERPT_CHARS)
     return Reply(outcome, text, str(finish), tokens[0], tokens[1], detail)
+
+
+async def list_models(
+    http: httpx.AsyncClient, url: str, headers: dict[str, str], timeout_s: float, key_origin: str
+) -> list[str] | str:
+    """The models that a base URL offers ([] if it has no such list), or a sentence saying what is wrong.
+
+    Args:
+        http: The pool.
+        url: The base URL.
+        headers: With the API key.
+        timeout_s: Seconds to wait.
+        key_origin: Where the API key comes from, for the sentence.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            response = await http.get(f"{url}/models", headers=headers)
+    except TimeoutError:
+        return f"{url} did not answer within {timeout_s:.3g} s; is the server up?"
+    except httpx.HTTPError as error:
+        return f"{url} cannot be reached ({_say(error)}); is the server up?"
+    if response.status_code in (401, 403):
+        return f"{url} does not accept the API key ({key_origin})"
+    if response.status_code in (404, 405, 501):
+        return []
+    if response.status_code != 200:
+        return f"{url}/models answered {response.status_code}"
+    try:
+        return [str(entry["id"]) for entry in response.json()["data"]]
+    except (ValueError, KeyError, TypeError):
+        return f"{url}/models did not answer with a list of models; is this an OpenAI-compatible server?"
 
 
 def _content(content: Any) -> str:

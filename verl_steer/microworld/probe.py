@@ -61,13 +61,12 @@ def scripts(seed: int, pairs: int = PAIRS) -> list[Script]:
     return generate("probe", seed, pairs)
 
 
-def evaluate(model_dir: str | Path, probe: Sequence[Script], seed: int = 0) -> dict[str, dict[str, Any]]:
+def evaluate(model_dir: str | Path, probe: Sequence[Script]) -> dict[str, dict[str, Any]]:
     """The probe's table for a saved student: its row and the rows of all reference policies.
 
     Args:
         model_dir: Folder with model, tokenizer and image processor.
         probe: Scripts in twin pairs, as `scripts` gives them.
-        seed: Only recorded by the caller; greedy decoding draws nothing.
     """
     from verl_steer.microworld.generate import load, play
 
@@ -150,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if not (given.model_dir / "config.json").is_file():
         parser.error(f"{given.model_dir} holds no config.json: not a saved model")
-    table = evaluate(given.model_dir, scripts(given.seed, given.pairs), given.seed)
+    table = evaluate(given.model_dir, scripts(given.seed, given.pairs))
     print(f"{'policy':34s} harmful  benign   twins    gap")
     for name, row in table.items():
         figures = (row["harmful"], row["benign"], row["twin_accuracy"], row["gap"])

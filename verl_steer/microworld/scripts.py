@@ -1,8 +1,9 @@
 """Scripts and their twins.
 
 Every harmful script has a benign twin with the same last question. The two differ only in the
-picture's ring or eye, or in one early turn. A policy that ignores the picture or the history gives
-both the same last reply, so it is wrong on one of them: twin accuracy is the headline measure.
+picture's ring or eye (an open object may wear a meaningless frame instead), or in one early turn. A
+policy that ignores the picture or the history gives both the same last reply, so it is wrong on one
+of them: twin accuracy is the headline measure.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ import difflib
 import secrets
 
 from verl_steer.chat.ask import Answer, ask
-from verl_steer.chat.client import ChatClient, ChatConfigError
+from verl_steer.chat.client import ChatClient
+from verl_steer.chat.endpoints import ChatConfigError
 from verl_steer.chat.outcome import Outcome
 from verl_steer.config import TutorConfig
 from verl_steer.dialogue import ImageRef, Kind, Script, UserTurn

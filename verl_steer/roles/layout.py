@@ -125,8 +125,12 @@ def rubric() -> str:
     return resources.files("verl_steer.roles.prompts").joinpath("tutor.txt").read_text(encoding="utf-8").strip()
 
 
-class _DataUrls:
-    """Data URLs by digest, the least recently used dropped first: an image is encoded once a dialogue."""
+class DataUrls:
+    """Data URLs by digest, the least recently used dropped first: an image is encoded once a dialogue.
+
+    Args:
+        max_chars: Of all URLs together; the newest one is kept even if it is longer.
+    """
 
     def __init__(self, max_chars: int) -> None:
         self._max_chars = max_chars
@@ -135,6 +139,7 @@ class _DataUrls:
         self._lock = threading.Lock()
 
     def get(self, image: ImageRef) -> str:
+        """The data URL of `image`."""
         with self._lock:
             if (url := self._urls.get(image.sha256)) is not None:
                 self._urls.move_to_end(image.sha256)
@@ -147,7 +152,7 @@ class _DataUrls:
             return url
 
 
-_DATA_URLS = _DataUrls(_CACHE_CHARS)
+_DATA_URLS = DataUrls(_CACHE_CHARS)
 
 
 def data_url(image: ImageRef) -> str:
@@ -225,6 +230,8 @@ def _exchanges(parts: Sequence[Mapping[str, Any]], blocks: re.Pattern[str]) -> I
 
 def _image(url: str) -> ImageRef:
     try:
+        if not url.startswith("data:"):
+            raise binascii.Error(f"it starts with {url[:20]!r}")
         return ImageRef(base64.b64decode(url.partition(",")[2], validate=True))
     except binascii.Error as error:
         raise ValueError(f"not a tutor's prompt: an image is not a base64 data URL ({error})") from error

@@ -92,12 +92,12 @@ class Server:
 
 
 @contextmanager
-def serve(handler: Handler, models: Sequence[str] = ("tutor",), api_key: str | None = None) -> Iterator[Server]:
+def serve(handler: Handler, models: Sequence[str] | Wire = ("tutor",), api_key: str | None = None) -> Iterator[Server]:
     """Serves `handler` on a free loopback port until the block ends.
 
     Args:
         handler: Chat request body -> answer; may be `async`. An exception in it becomes a 500.
-        models: Names for GET /v1/models.
+        models: Names for GET /v1/models, or its whole answer.
         api_key: If given, requests without it as bearer token get a 401.
 
     Raises:
@@ -144,13 +144,16 @@ class App:
 
     Args:
         handler: Of the chat requests.
-        models: The names it offers.
+        models: The names it offers, or the answer to GET /v1/models.
         api_key: Required bearer token, or None.
         record: Where requests are noted.
     """
 
-    def __init__(self, handler: Handler, models: Sequence[str], api_key: str | None, record: Server) -> None:
+    def __init__(self, handler: Handler, models: Sequence[str] | Wire, api_key: str | None, record: Server) -> None:
         self._handler = handler
+        if not isinstance(models, Wire):
+            listed = [{"id": name, "object": "model"} for name in models]
+            models = Wire(json.dumps({"object": "list", "data": listed}).encode())
         self._models = models
         self._api_key = api_key
         self._record = record
@@ -173,13 +176,14 @@ class App:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request."""
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
-        data = await _read(receive)
+        if (data := await _read(receive)) is None:
+            return
         if self._api_key is not None and headers.get("authorization") != f"Bearer {self._api_key}":
-            return await self._answer(scope, send, error(401, f"wrong key: {headers.get('authorization', '')}"))
+            await self._answer(scope, send, error(401, f"wrong key: {headers.get('authorization', '')}"))
+            return
         match scope["method"], scope["path"]:
             case "GET", "/v1/models":
-                listed = [{"id": name, "object": "model"} for name in self._models]
-                await self._answer(scope, send, Wire(json.dumps({"object": "list", "data": listed}).encode()))
+                await self._answer(scope, send, self._models)
             case "POST", "/v1/chat/completions":
                 body = json.loads(data)
                 self._record.requests.append(body)
@@ -243,10 +247,13 @@ def error(status: int, message: str, headers: Mapping[str, str] | None = None) -
     return Wire(body, status, {"content-type": "application/json", **(headers or {})})
 
 
-async def _read(receive: Any) -> bytes:
+async def _read(receive: Any) -> bytes | None:
+    """The request's body, or None if the client went away before its end."""
     data = bytearray()
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
         data += message.get("body", b"")
         if not message.get("more_body", False):
             return bytes(data)

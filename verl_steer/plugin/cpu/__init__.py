@@ -69,6 +69,8 @@ def _load_replica() -> type:
 
 
 def _install() -> None:
+    # TransferQueue's own default of 8 makes it warn at every call on a machine with fewer cores.
+    os.environ.setdefault("TQ_NUM_THREADS", str(min(8, os.cpu_count() or 1)))
     compat.install(cpu=True)
     torchvision_ops.install()
     hooks.after_import("verl.plugin.platform", _register_platform)
