@@ -99,7 +99,13 @@ def serve(folder: Path, model: str, log: Path) -> Iterator[VllmServer]:
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"),
         # A prompt prefilled in pieces kills a CPU engine when its request has a seed ("CPU Generator does not use
         # offset", v1/worker/gpu_model_runner.py), and every request of ours has one: whole prompts only.
-        *("--no-enable-chunked-prefill", "--max-num-batched-tokens", str(MAX_TOKENS), "--max-model-len", str(MAX_TOKENS)),
+        *(
+            "--no-enable-chunked-prefill",
+            "--max-num-batched-tokens",
+            str(MAX_TOKENS),
+            "--max-model-len",
+            str(MAX_TOKENS),
+        ),
         *("--max-num-seqs", "16", "--block-size", str(BLOCK_TOKENS), "--enable-prefix-caching"),
         # Without it a model of random weights spends its budget on white space between the keys.
         *("--structured-outputs-config", '{"backend":"xgrammar","disable_any_whitespace":true}'),
