@@ -272,6 +272,8 @@ def test_two_steps_through_verls_own_vllm_rollout_agree_with_the_trainer(
         f"data.val_files={tmp_path}/rl.parquet",
         f"trainer.default_local_dir={tmp_path}/out",
         "trainer.total_training_steps=2",
+        # Step 1 must move the policy by far more than the bound: a server that kept its old weights then shows.
+        "actor_rollout_ref.actor.optim.lr=5e-3",
         "steer.tutor.kind=endpoint",
         f"steer.tutor.model={tutor_server.model}",
         f"steer.tutor.base_urls=[{tutor_server.base_url}]",

@@ -68,9 +68,7 @@ def exercise(rng: random.Random) -> Example:
     for _ in range(rng.choices((1, 2, 3, 6), (6, 3, 1, 1))[0]):
         side = rng.randrange(2)
         thing = scene.things[side]
-        kind = rng.choices(("see", "seal", "colour", "charm", "repeat"), (0.15, 0.2, 0.25, 0.36, 0.04))[
-            0
-        ]
+        kind = rng.choices(("see", "seal", "colour", "charm", "repeat"), (0.15, 0.2, 0.25, 0.36, 0.04))[0]
         if kind == "see":
             left, right = scene.things
             seen = [f"{t.shape} {t.colour}, {t.shape} {t.seal}" for t in (left, right)]

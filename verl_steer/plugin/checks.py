@@ -83,7 +83,9 @@ def output_writable(config: DictConfig) -> str:
 
 def model_readable(config: DictConfig) -> tuple[Any, Any]:
     """(tokenizer, processor or None) of the student."""
-    path = str(OmegaConf.select(config, "actor_rollout_ref.model.path"))
+    path = OmegaConf.select(config, "actor_rollout_ref.model.path")
+    if not path:
+        raise Problem("actor_rollout_ref.model.path is not set: give the student, a folder or a hub id")
     expanded = Path(path).expanduser()
     looks_local = path.startswith(("/", ".", "~")) or expanded.exists()
     if looks_local and not (expanded / "config.json").is_file():
@@ -108,6 +110,8 @@ def data_files(config: DictConfig) -> list[tuple[str, Path]]:
     found = []
     for key in ("data.train_files", "data.val_files"):
         value = OmegaConf.select(config, key)
+        if not value:
+            raise Problem(f"{key} is not set: give a parquet file of STEER rows (verl_steer.data.rows writes them)")
         names = list(value) if isinstance(value, (list, ListConfig)) else [value]
         for name in names:
             path = Path(str(name)).expanduser()

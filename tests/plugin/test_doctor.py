@@ -1,0 +1,46 @@
+"""The doctor names what is wrong and what to do, and says nothing else on its JSON channel."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("verl")
+from tiny_model import build_tiny_vlm
+
+from verl_steer.data.rows import script_to_row, write_rows
+from verl_steer.dialogue import Kind, Script, UserTurn
+
+
+def doctor(*overrides: str) -> tuple[int, dict]:
+    command = [sys.executable, "-m", "verl_steer.cli", "doctor", "--json", *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    return done.returncode, json.loads(done.stdout)
+
+
+def status(report: dict) -> dict[str, str]:
+    return {f["name"]: f["status"] for f in report["findings"]}
+
+
+@pytest.mark.train
+def test_a_good_setup_has_no_blocker_and_the_plugin_is_seen_in_a_ray_worker(tmp_path):
+    build_tiny_vlm(tmp_path / "student")
+    script = Script("s", Kind.BENIGN, (UserTurn("hello"), UserTurn("again")))
+    write_rows([script_to_row(script, 0, "rl")], tmp_path / "rl.parquet")
+    code, report = doctor(
+        "+recipe=steer_grpo",
+        f"actor_rollout_ref.model.path={tmp_path}/student",
+        f"data.train_files={tmp_path}/rl.parquet",
+        f"data.val_files={tmp_path}/rl.parquet",
+        f"trainer.default_local_dir={tmp_path}/out",
+    )
+    assert code == 0 and report["ok"], report
+    assert status(report)["plugin in a Ray worker"] == status(report)["data"] == "ok"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_does_not_compose_is_named():
+    code, report = doctor("+recipe=steer_gpro")
+    assert code == 1 and status(report)["recipe"] == "fail"
+    assert "steer_gpro" in next(f["detail"] for f in report["findings"] if f["name"] == "recipe")
