@@ -2,9 +2,9 @@
 
 After loading, vLLM's CPU build packs the weight of every linear layer into a copy of its own
 (vllm/model_executor/layers/utils.py, `dispatch_cpu_unquantized_gemm`) and then empties the parameter,
-so that verl's next weight update finds no place to write. The lm_head keeps its parameter, but goes on
-computing with the packed copy: there an update is lost *without any error*, and the rollout silently
-samples from an old policy. A rollout server therefore gets plain `F.linear` on the live parameter.
+so that verl's next weight update finds no place to write; the trainer then waits for ever. The lm_head
+keeps its parameter but computes with the packed copy, which an update by itself does not reach. A
+rollout server therefore gets plain `F.linear` on the live parameter.
 
 Other vLLM servers, such as the tutor's, receive no weights and keep the packed kernels.
 """
