@@ -9,8 +9,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case "${1:-}" in
   --vllm)
     shift
-    bash tests/vllm/setup.sh
-    VERL_STEER_VLLM=1 exec "${VERL_STEER_VLLM_VENV:-.venv-vllm}/bin/python" -m pytest tests/vllm -m vllm "$@"
+    bash tests/vllm_tier/setup.sh
+    VERL_STEER_VLLM=1 exec "${VERL_STEER_VLLM_VENV:-.venv-vllm}/bin/python" -m pytest tests/vllm_tier -m vllm "$@"
     ;;
   --quick)
     shift

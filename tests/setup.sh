@@ -21,6 +21,8 @@ stamp="$venv/.verl_steer-$extra"
 if [ -f "$stamp" ] && [ "$stamp" -nt pyproject.toml ]; then exit 0; fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+# The pip of an older Python takes minutes to resolve what a new one resolves in seconds.
+pip --upgrade pip
 # torch first: whatever is installed after it must not pull in another build.
 "$venv/bin/python" -c 'import torch' 2>/dev/null || pip "${VERL_STEER_TORCH:-torch==2.13.0}"
 pip -e ".[$extra]"

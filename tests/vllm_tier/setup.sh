@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 venv="${VERL_STEER_VLLM_VENV:-.venv-vllm}"
 torch="${VERL_STEER_TORCH:-torch==2.13.0}"
 vllm=0.28.0
-here=tests/vllm
+here=tests/vllm_tier
 
 python=""
 for candidate in "${PYTHON:-}" python3.12 python3.11 python3; do

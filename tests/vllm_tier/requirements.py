@@ -43,7 +43,7 @@ def publish_as(distribution: str, alias: str) -> Path:
     folder = site / f"{name}-{version}.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
-    (folder / "INSTALLER").write_text("verl_steer tests/vllm/setup.sh\n", encoding="utf-8")
+    (folder / "INSTALLER").write_text("verl_steer tests/vllm_tier/setup.sh\n", encoding="utf-8")
     if metadata.version(name) != version:
         raise RuntimeError(f"{folder} was written, yet {name} is found as {metadata.version(name)}")
     return folder
