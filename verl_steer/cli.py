@@ -25,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="check this machine, a recipe and its tutor before a run")
     doctor.add_argument("overrides", nargs="*", help="as given to main_ppo; default: +recipe=steer_grpo")
+    doctor.add_argument("--config-dir", type=Path, help="a folder that holds recipe/NAME.yaml of your own")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.set_defaults(run=_doctor)
 
@@ -67,7 +68,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     from verl_steer.plugin.doctor import as_json, run_doctor
 
-    report = as_json(run_doctor(arguments.overrides or ["+recipe=steer_grpo"]))
+    report = as_json(run_doctor(arguments.overrides or ["+recipe=steer_grpo"], arguments.config_dir))
     if arguments.json:
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
     else:

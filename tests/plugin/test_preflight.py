@@ -85,6 +85,10 @@ def test_the_callback_stops_with_the_message_and_without_a_traceback(run):
         ("algorithm.adv_estimator=steer_grop", r"steer_grop is not registered; did you mean steer_grpo"),
         ("trainer.use_v1=false", "V0 trainer ignores turn rewards"),
         ("steer.tutor.kind=endpoint", "steer.tutor.base_urls is empty"),
+        (
+            "steer.fence_key_env=STEER_NOT_SET",
+            "steer.fence_key_env=STEER_NOT_SET: that environment variable is not set",
+        ),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_the_nearest_right_one(run, override, message):

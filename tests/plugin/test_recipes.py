@@ -1,5 +1,7 @@
 """Recipes compose, carry the paper's values, and leave nothing of the embedded default behind."""
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("verl")
@@ -86,6 +88,30 @@ def test_the_reference_recipe_carries_the_reference_codes_values():
 )
 def test_credit_chooses_the_estimator(credit, estimator):
     assert composed("steer_grpo", f"steer.reward.credit={credit}").algorithm.adv_estimator == estimator
+
+
+def test_group_filtering_reaches_the_sampler():
+    """verl passes these to its own samplers only."""
+    kwargs = composed("steer_grpo").trainer.v1.sampler.sampler_kwargs
+    assert kwargs.filter_groups_metric is None and kwargs.gen_batch_size == kwargs.train_batch_size
+    kwargs = composed("steer_grpo", "algorithm.filter_groups.enable=true").trainer.v1.sampler.sampler_kwargs
+    assert kwargs.filter_groups_metric == "reward" and kwargs.gen_batch_size == 1
+
+
+def test_the_sampler_follows_the_trainer_mode():
+    assert composed("steer_grpo").trainer.v1.sampler.custom_sampler.name == "SteerReplayBuffer"
+    mode = composed("steer_grpo", "trainer.v1.trainer_mode=colocate_async").trainer.v1.sampler.custom_sampler.name
+    assert mode == "SteerReplayBufferAsync"
+
+
+def test_the_users_example_is_the_whole_interface():
+    conf = Path(__file__).parents[2] / "examples" / "conf"
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", overrides=[f"hydra.searchpath=[file://{conf}]", "+recipe=my_run"])
+    plain = OmegaConf.to_container(config, resolve=True)
+    steer = SteerConfig.from_mapping(plain["steer"])
+    assert steer.tutor.base_urls == ("http://tutor-0:8000/v1", "http://tutor-1:8000/v1")
+    assert plain["actor_rollout_ref"]["model"]["path"] == "steer-sft-7b" and plain["trainer"]["n_gpus_per_node"] == 8
 
 
 def test_overrides_on_the_command_line_win():

@@ -63,9 +63,16 @@ def plugin_loaded(config: DictConfig) -> str:
 def steer_node(config: DictConfig) -> SteerConfig:
     """The `steer:` node, validated."""
     try:
-        return steer_config(config)
+        steer = steer_config(config)
     except ConfigError as error:
         raise Problem(str(error)) from error
+    for key, name in (
+        ("steer.tutor.api_key_env", steer.tutor.api_key_env),
+        ("steer.fence_key_env", steer.fence_key_env),
+    ):
+        if name and not os.environ.get(name):
+            raise Problem(f"{key}={name}: that environment variable is not set; export it here and on every node")
+    return steer
 
 
 def output_writable(config: DictConfig) -> str:

@@ -7,10 +7,10 @@ ask of the tutor.
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -50,14 +50,15 @@ class Finding:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def run_doctor(overrides: list[str]) -> list[Finding]:
+def run_doctor(overrides: list[str], config_dir: Path | None = None) -> list[Finding]:
     """Every check, in order; a check that needs the result of a failed one is left out.
 
     Args:
         overrides: Hydra overrides as given to `main_ppo`, e.g. `+recipe=steer_grpo`.
+        config_dir: A folder of the user's own configuration, as `main_ppo --config-dir`.
     """
     findings = [_versions()]
-    config = _compose(overrides, findings)
+    config = _compose(_with_searchpath(overrides, config_dir), findings)
     if config is None:
         return findings
     _run(findings, "plugin in this process", lambda: (checks.plugin_loaded(config), {}))
@@ -72,7 +73,7 @@ def run_doctor(overrides: list[str]) -> list[Finding]:
         rows = _run(findings, "data", lambda: _data(config, steer["value"], model))
     if steer:
         _run(findings, "tutor", lambda: _tutor(config, steer["value"], rows))
-    findings += [_workarounds(), *_trust_notes(config)]
+    findings += [_workarounds(), _trust_note()]
     for finding in findings:
         finding.facts = {k: v for k, v in finding.facts.items() if isinstance(v, (str, int, float, bool, dict, list))}
     return findings
@@ -104,6 +105,10 @@ def _versions() -> Finding:
     return Finding(
         "versions", "fail" if wrong else "ok", "; ".join(wrong) or detail, {k: v or "" for k, v in found.items()}
     )
+
+
+def _with_searchpath(overrides: list[str], config_dir: Path | None) -> list[str]:
+    return overrides if config_dir is None else [f"hydra.searchpath=[file://{config_dir.absolute()}]", *overrides]
 
 
 def _compose(overrides: list[str], findings: list[Finding]) -> DictConfig | None:
@@ -147,7 +152,10 @@ def _ray_worker(config: DictConfig) -> str:
 
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        try:
+            ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        except Exception as error:  # Ray raises bare Exceptions when its processes do not come up
+            raise checks.Problem(f"Ray does not start here: {error}") from error
     try:
         answer = ray.get(ray.remote(num_cpus=1)(look).remote(OmegaConf.to_container(node)), timeout=180)
     except ray.exceptions.GetTimeoutError as error:
@@ -239,16 +247,10 @@ def _workarounds() -> Finding:
     return Finding("workarounds for verl", "note", detail, {w.name: w.in_force for w in workarounds()})
 
 
-def _trust_notes(config: DictConfig) -> list[Finding]:
-    notes = [
-        Finding(
-            "trust",
-            "note",
-            "verl's reward worker loads the tokenizer with trust_remote_code=True and resumes with "
-            "torch.load(weights_only=False): only use students and checkpoints whose source you trust",
-        )
-    ]
-    name = OmegaConf.select(config, "steer.tutor.api_key_env")
-    if name and not os.environ.get(str(name)):
-        notes.append(Finding("tutor key", "fail", f"steer.tutor.api_key_env={name}, but that variable is not set here"))
-    return notes
+def _trust_note() -> Finding:
+    return Finding(
+        "trust",
+        "note",
+        "verl's reward worker loads the tokenizer with trust_remote_code=True and resumes with "
+        "torch.load(weights_only=False): only use students and checkpoints whose source you trust",
+    )

@@ -34,7 +34,7 @@ def uses_embedded_student(root: DictConfig) -> bool:
 
 
 def register_all() -> None:
-    """Registers `steer.world`, `steer.embedded`, `steer.cpu` and `steer.estimator`; safe to call again."""
+    """Registers `steer.world`, `.embedded`, `.cpu`, `.estimator`, `.sampler` and `.when`; safe to call again."""
 
     def world(name: str, _root_: DictConfig) -> str:
         return str(getattr(world_paths(_root_), name))
@@ -50,6 +50,14 @@ def register_all() -> None:
     def estimator(credit: str | None) -> str:
         return {"turn": "steer_turn", "final": "steer_final"}.get(str(credit), "steer_grpo")
 
+    def when(condition: Any, then: Any, otherwise: Any) -> Any:
+        return then if condition else otherwise
+
+    def sampler(trainer_mode: str) -> str:
+        return "SteerReplayBuffer" if trainer_mode == "sync" else "SteerReplayBufferAsync"
+
+    OmegaConf.register_new_resolver("steer.when", when, replace=True)
+    OmegaConf.register_new_resolver("steer.sampler", sampler, replace=True)
     OmegaConf.register_new_resolver("steer.estimator", estimator, replace=True)
     OmegaConf.register_new_resolver("steer.world", world, replace=True)
     OmegaConf.register_new_resolver("steer.embedded", embedded, replace=True)
