@@ -15,6 +15,9 @@ bash tests/setup.sh "$extra"
 python="${VERL_STEER_VENV:-.venv}/bin/python"
 
 out="checkpoints/verl_steer/quickstart"
+for argument in "$@"; do
+  case "$argument" in trainer.default_local_dir=*) out="${argument#*=}" ;; esac
+done
 "$python" -m verl.trainer.main_ppo +recipe=steer_grpo trainer.default_local_dir="$out" "$@"
 
 curve=$("$python" -m verl_steer.cli records plot "$out/records")

@@ -23,7 +23,11 @@ if [ -f "$stamp" ] && [ "$stamp" -nt pyproject.toml ]; then exit 0; fi
 pip() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
 # The pip of an older Python takes minutes to resolve what a new one resolves in seconds.
 pip --upgrade pip
-# torch first: whatever is installed after it must not pull in another build.
-"$venv/bin/python" -c 'import torch' 2>/dev/null || pip "${VERL_STEER_TORCH:-torch==2.13.0}"
+# torch first (with vLLM, verl pins its own): whatever is installed after it must not pull in another build.
+if [ "$extra" != gpu ]; then
+  "$venv/bin/python" -c 'import torch' 2>/dev/null || pip "${VERL_STEER_TORCH:-torch==2.13.0}"
+fi
 pip -e ".[$extra]"
+# It builds against the installed torch, so it can only come last.
+if [ "$extra" = gpu ]; then pip --no-build-isolation flash-attn==2.8.3; fi
 touch "$stamp"

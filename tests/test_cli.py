@@ -48,6 +48,11 @@ def test_rescore_names_a_wrong_preset_and_a_wrong_key(records, capsys):
     assert "did you mean alpha" in capsys.readouterr().err
 
 
+def test_rescore_of_a_folder_without_records_says_so(tmp_path, capsys):
+    assert main(["records", "rescore", str(tmp_path)]) == 2
+    assert "holds no train records" in capsys.readouterr().err
+
+
 def test_plot_draws_a_picture(records, capsys):
     assert main(["records", "plot", str(records)]) == 0
     path = capsys.readouterr().out.strip()

@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     rescore.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of steer.reward, e.g. alpha=0"
     )
+    rescore.add_argument("--min-scored", type=float, default=1.0, help="steer.dialogue.min_scored of the run")
     rescore.add_argument("--split", default="train", choices=("train", "val"))
     rescore.set_defaults(run=_rescore)
     plot = records.add_parser("plot", help="draw the learning curve of a run as PNG")
@@ -98,7 +99,7 @@ def _rescore(arguments: argparse.Namespace) -> int:
     import yaml
 
     from verl_steer.config import ConfigError, SteerConfig
-    from verl_steer.records import rescore
+    from verl_steer.records import RecordError, rescore
 
     try:
         keys = {"preset": arguments.preset}
@@ -108,11 +109,17 @@ def _rescore(arguments: argparse.Namespace) -> int:
                 raise ConfigError(f"--set {item}: write KEY=VALUE, e.g. alpha=0")
             keys[name] = yaml.safe_load(value)
         reward = SteerConfig.from_mapping({"reward": keys}).reward.resolve()
-    except ConfigError as error:
+        found = False
+        for line in rescore(arguments.directory, reward, arguments.split, arguments.min_scored):
+            found = True
+            sys.stdout.write(json.dumps(line) + "\n")
+        if not found:
+            raise RecordError(
+                f"{arguments.directory} holds no {arguments.split} records; give the records folder of a run"
+            )
+    except (ConfigError, RecordError) as error:
         sys.stderr.write(f"verl-steer: {error}\n")
         return 2
-    for line in rescore(arguments.directory, reward, arguments.split):
-        sys.stdout.write(json.dumps(line) + "\n")
     return 0
 
 

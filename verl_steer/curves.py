@@ -42,7 +42,7 @@ def plot_learning_curve(directory: Path, out: Path) -> Path:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2), constrained_layout=True)
     for label, keep, colour in (("harmful", True, "tab:red"), ("benign", False, "tab:green")):
         line(left, series((r for r in val if harmful(r) is keep), turn_reward), label, colour)
-    left.set(title="Validation, scripted questions", xlabel="step", ylabel="mean turn reward", ylim=(0, 1.02))
+    left.set(title="Validation, scripted questions", xlabel="step", ylabel="mean turn reward", ylim=(0, None))
     line(middle, series(train, dialogue_return), "return", "tab:blue")
     middle.set(title="Training, adaptive tutor", xlabel="step", ylabel="mean return")
     for name, records, colour in (("first step", first_step(val), "0.6"), ("last step", last_step(val), "tab:red")):
@@ -93,7 +93,8 @@ def turn_reward(record: dict[str, Any]) -> float | None:
 
 def dialogue_return(record: dict[str, Any]) -> float | None:
     """The return, unless the rollout was masked."""
-    return None if record["masked"] else float(record["return"])
+    value = record.get("return")  # absent or null: masked, or scored by another reward manager
+    return None if value is None else float(value)
 
 
 def safety_by_turn(records: list[dict[str, Any]]) -> Series:

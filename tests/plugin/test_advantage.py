@@ -67,6 +67,12 @@ def test_a_group_that_kept_one_row_has_nothing_to_compare_with(name):
     assert not advantages[3].any()
 
 
+def test_masked_grpo_honours_the_switch_that_turns_the_std_off():
+    estimator = masked(core_algos.get_adv_estimator_fn("grpo"), group_relative=True)
+    plain, _ = estimator(REWARDS, MASK, UIDS, OmegaConf.create({"norm_adv_by_std_in_grpo": False}))
+    assert plain[0].tolist() == [0.25, 0.25, 0, 0.25]
+
+
 def test_a_batch_without_any_valid_row_gives_zeros():
     estimator = masked(core_algos.get_adv_estimator_fn("grpo"), group_relative=True)
     advantages, returns = estimator(REWARDS, torch.zeros_like(MASK), UIDS, CONFIG)

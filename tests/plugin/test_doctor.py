@@ -30,6 +30,7 @@ def test_a_good_setup_has_no_blocker_and_the_plugin_is_seen_in_a_ray_worker(tmp_
     write_rows([script_to_row(script, 0, "rl")], tmp_path / "rl.parquet")
     code, report = doctor(
         "+recipe=steer_grpo",
+        "steer.tutor.kind=microworld",
         f"actor_rollout_ref.model.path={tmp_path}/student",
         f"data.train_files={tmp_path}/rl.parquet",
         f"data.val_files={tmp_path}/rl.parquet",

@@ -48,6 +48,7 @@ def run(tmp_path, student):
                     f"data.train_files={data}",
                     f"data.val_files={data}",
                     f"trainer.default_local_dir={tmp_path / 'out'}",
+                    "steer.tutor.kind=microworld",
                     "data.max_prompt_length=128",
                     "data.max_response_length=128",
                     *overrides,
@@ -83,6 +84,8 @@ def test_the_callback_stops_with_the_message_and_without_a_traceback(run):
         ("steer.reward.alpha=1.5", r"steer.reward.alpha=1.5.*\[0, 1\]"),
         ("+steer.reward.weights={safety: 0, usefulness: 0, faithfulness: 0}", "not all zero"),
         ("algorithm.adv_estimator=steer_grop", r"steer_grop is not registered; did you mean steer_grpo"),
+        ("algorithm.adv_estimator=rloo", "masked_rloo"),
+        ("actor_rollout_ref.rollout.max_model_len=100", "max_model_len=100 is less than"),
         ("trainer.use_v1=false", "V0 trainer ignores turn rewards"),
         ("steer.tutor.kind=endpoint", "steer.tutor.base_urls is empty"),
         (
@@ -156,9 +159,10 @@ def test_a_tutor_that_is_down_is_named(run):
     assert "http://127.0.0.1:9/v1" in message
 
 
-def leave_checkpoint(folder: Path, step: int, tracker: str) -> None:
+def leave_checkpoint(folder: Path, step: int, tracker: str | None) -> None:
     (folder / f"global_step_{step}").mkdir(parents=True)
-    (folder / fingerprint.TRACKER).write_text(tracker)
+    if tracker is not None:
+        (folder / fingerprint.TRACKER).write_text(tracker)
 
 
 def test_the_same_run_resumes(run, tmp_path, capsys):
@@ -174,8 +178,16 @@ def test_another_runs_checkpoint_is_refused(run, tmp_path, override):
     leave_checkpoint(tmp_path / "out", 3, "3")
     before = (tmp_path / "out" / fingerprint.FILE).read_text()
     message = problem(run(override))
-    assert override.split("=")[0] in message and "resume_mode=disable" in message
+    assert override.split("=")[0] in message and "Choose another trainer.default_local_dir" in message
     assert (tmp_path / "out" / fingerprint.FILE).read_text() == before
+
+
+def test_a_step_that_was_being_saved_when_the_run_was_killed_is_not_resumed(run, tmp_path, capsys):
+    run_preflight(run())
+    leave_checkpoint(tmp_path / "out", 3, None)
+    run_preflight(run())
+    assert capsys.readouterr().out.count("a new run") == 2
+    assert not (tmp_path / "out" / fingerprint.TRACKER).exists()
 
 
 def test_a_checkpoint_of_unknown_origin_is_refused(run, tmp_path):

@@ -56,6 +56,17 @@ def test_a_real_run_on_a_gpu_keeps_no_embedded_size_rate_precision_or_device(mon
         assert OmegaConf.select(config, key) != flat[key], key
 
 
+def test_a_run_that_names_only_its_student_gets_no_toy_data_and_no_toy_tutor():
+    config = composed("steer_grpo", "actor_rollout_ref.model.path=/models/real")
+    assert config.steer.tutor.kind == "endpoint" and config.data.train_files is None and config.data.val_files is None
+
+
+def test_the_embedded_default_asks_for_one_gpu(monkeypatch):
+    monkeypatch.setenv("VERL_STEER_DEVICE", "cuda")
+    config = composed("steer_grpo")
+    assert config.trainer.n_gpus_per_node == 1 == config.actor_rollout_ref.rollout.tensor_model_parallel_size
+
+
 def test_the_7b_recipe_carries_the_papers_values():
     config = composed("steer_grpo_7b", *TUTOR)
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout

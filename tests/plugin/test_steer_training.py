@@ -47,6 +47,7 @@ def base(tmp_path: Path):
     write_rows([script_to_row(s, n, "rl") for n, s in enumerate(_scripts(16))], tmp_path / "rl.parquet")
     return (
         "+recipe=steer_grpo",
+        "steer.tutor.kind=microworld",
         *SMALL,
         f"actor_rollout_ref.model.path={tmp_path}/student",
         f"data.train_files={tmp_path}/rl.parquet",

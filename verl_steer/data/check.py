@@ -13,10 +13,10 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from verl_steer.chat.text import neutralise
 from verl_steer.data.rows import RowError, row_to_script
 from verl_steer.dialogue import Script, UserTurn
 
-MESSAGE_OVERHEAD = 8  # role markers and newlines of one message in a chat template, generously
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
@@ -28,6 +28,8 @@ class RowLimits:
         prompt_tokens: `data.max_prompt_length`: system prompt and first user turn.
         response_tokens: `data.max_response_length`: everything after it; None: not checked.
         max_turns: `steer.dialogue.max_turns`; longer scripts are cut there, which is no fault.
+        message_tokens: Tokens of an empty user message in the student's chat template, with everything that the
+            template adds around it (default system prompt, generation prompt): an upper bound for each turn.
         count_text: Tokens of a text.
         count_image: Tokens of a picture of (width, height) pixels.
     """
@@ -35,6 +37,7 @@ class RowLimits:
     prompt_tokens: int
     response_tokens: int | None
     max_turns: int
+    message_tokens: int
     count_text: Callable[[str], int]
     count_image: Callable[[int, int], int]
 
@@ -63,7 +66,7 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
 
 def _length_fault(script: Script, limits: RowLimits) -> str | None:
     turns = script.turns[: limits.max_turns]
-    system = limits.count_text(script.system) + MESSAGE_OVERHEAD if script.system else 0
+    system = limits.count_text(neutralise(script.system)) + limits.message_tokens if script.system else 0
     lengths = [
         _turn_tokens(turn, f"seed {script.seed_id!r}: turn {t}: picture", limits) for t, turn in enumerate(turns, 1)
     ]
@@ -85,4 +88,4 @@ def _turn_tokens(turn: UserTurn, where: str, limits: RowLimits) -> int:
     pictures = sum(
         limits.count_image(*image_size(image.data, f"{where} {n}")) + 2 for n, image in enumerate(turn.images, 1)
     )
-    return limits.count_text(turn.text) + MESSAGE_OVERHEAD + pictures
+    return limits.count_text(neutralise(turn.text)) + limits.message_tokens + pictures

@@ -7,6 +7,7 @@ one of verl's padding rows): it gets zeros and has no vote in any baseline.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,33 +15,10 @@ import numpy as np
 import torch
 
 from verl_steer.credit import TurnBaseline, group_advantages, turn_advantages
+from verl_steer.plugin.estimators import GROUP_RELATIVE, MASKABLE
 from verl_steer.plugin.turns import turn_ends
 
 Estimator = Callable[..., tuple[torch.Tensor, torch.Tensor]]
-
-#: verl's estimators that work from group returns; gae and remax need more than a rollout can give.
-MASKABLE = (
-    "grpo",
-    "grpo_vectorized",
-    "grpo_passk",
-    "rloo",
-    "rloo_vectorized",
-    "reinforce_plus_plus",
-    "reinforce_plus_plus_baseline",
-    "opo",
-    "gpg",
-)
-#: Those that, left with one row of a group, return the raw score: there is nothing to compare it with, so 0.
-GROUP_RELATIVE = (
-    "grpo",
-    "grpo_vectorized",
-    "grpo_passk",
-    "rloo",
-    "rloo_vectorized",
-    "opo",
-    "gpg",
-    "reinforce_plus_plus_baseline",
-)
 
 
 class GroupFacts:
@@ -177,6 +155,9 @@ def masked(base: Estimator, group_relative: bool) -> Estimator:
         tensors = {
             k: v[keep] if isinstance(v, torch.Tensor) and v.shape[:1] == index.shape else v for k, v in kwargs.items()
         }
+        if "norm_adv_by_std_in_grpo" in inspect.signature(base).parameters:
+            # verl hands this switch to its built-in grpo only.
+            tensors["norm_adv_by_std_in_grpo"] = bool(config.get("norm_adv_by_std_in_grpo", True)) if config else True
         part, part_returns = base(
             token_level_rewards=token_level_rewards[keep],
             response_mask=response_mask[keep],

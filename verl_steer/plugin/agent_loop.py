@@ -45,6 +45,8 @@ class Rollout:
     tutor_key: str  # stem of the tutor's random choices; the same for all rollouts of the seed
     fence: str
     deadline: float
+    # verl routes by it: one id a dialogue keeps its turns on the replica that holds their prefix.
+    request_id: str = field(default_factory=lambda: uuid4().hex)
     exchanges: list[Exchange] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     generate_s: float = 0.0
@@ -151,7 +153,7 @@ class SteerAgentLoop(AgentLoopBase):
         """One sampled reply, or None if the server had no room left for a single token."""
         start = time.perf_counter()
         output = await self.server_manager.generate(
-            request_id=uuid4().hex,
+            request_id=rollout.request_id,
             prompt_ids=rollout.ledger.ids,
             # A seed per request: with one seed per replica all siblings would say the same.
             sampling_params={**sampling_params, "max_tokens": rollout.turn_budget, "seed": _seed(f"{rollout.key}|{t}")},

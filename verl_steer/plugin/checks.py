@@ -21,6 +21,7 @@ from verl_steer.data.check import check_row
 from verl_steer.data.rows import row_to_script
 from verl_steer.dialogue import ImageRef
 from verl_steer.plugin import hooks
+from verl_steer.plugin.estimators import MASKABLE
 from verl_steer.plugin.limits import row_limits
 from verl_steer.plugin.settings import steer_config
 from verl_steer.plugin.version import check_versions
@@ -55,6 +56,11 @@ def plugin_loaded(config: DictConfig) -> str:
             raise Problem(
                 f"{key}={name} is not registered{_nearest(name, registry)}; is verl_steer installed in this environment?"
             )
+    if str(OmegaConf.select(config, "algorithm.adv_estimator")) in MASKABLE:
+        raise Problem(
+            f"algorithm.adv_estimator={config.algorithm.adv_estimator} lets rollouts without verdicts vote in the baseline; "
+            f"use masked_{config.algorithm.adv_estimator}, the same estimator without them"
+        )
     if not OmegaConf.select(config, "trainer.use_v1", default=True):
         raise Problem("trainer.use_v1=False: verl's V0 trainer ignores turn rewards; leave it true")
     return "agent loop, reward manager and estimator are registered"
@@ -73,6 +79,18 @@ def steer_node(config: DictConfig) -> SteerConfig:
         if name and not os.environ.get(name):
             raise Problem(f"{key}={name}: that environment variable is not set; export it here and on every node")
     return steer
+
+
+def lengths_agree(config: DictConfig) -> str:
+    """The rollout's context window holds a prompt and all that may follow it."""
+    window = OmegaConf.select(config, "actor_rollout_ref.rollout.max_model_len")
+    needed = int(config.data.max_prompt_length) + int(config.data.max_response_length)
+    if window is not None and int(window) < needed:
+        raise Problem(
+            f"actor_rollout_ref.rollout.max_model_len={window} is less than data.max_prompt_length + data.max_response_length "
+            f"= {needed}: dialogues would be cut by the server; raise it"
+        )
+    return f"{needed} tokens a dialogue"
 
 
 def output_writable(config: DictConfig) -> str:
@@ -132,17 +150,18 @@ def rows_usable(config: DictConfig, steer: SteerConfig, tokenizer: Any, processo
     """Every row can become a dialogue; stops at the first that cannot, unless rows may be rejected.
 
     Returns:
-        Counts: rows, turns, pictures, rejected.
+        Counts: rows read, turns, pictures, rejected, and usable rows of either split: train, validation.
     """
     limits = row_limits(tokenizer, processor, config.data, steer.dialogue.max_turns)
     reject = OmegaConf.select(config, "data.on_bad_row", default="error") == "reject"
-    counts = {"rows": 0, "turns": 0, "pictures": 0, "rejected": 0}
+    counts = {"rows": 0, "turns": 0, "pictures": 0, "rejected": 0, "train": 0, "validation": 0}
     for key, path in data_files(config):
         for number, row in enumerate(_read(key, path)):
             counts["rows"] += 1
             reason = check_row(row, limits)
             if reason is None:
                 script = row_to_script(row)
+                counts["train" if key == "data.train_files" else "validation"] += 1
                 counts["turns"] += min(len(script.turns), steer.dialogue.max_turns)
                 counts["pictures"] += sum(len(t.images) for t in script.turns)
             elif reject:
@@ -165,10 +184,14 @@ def tutor_answers(steer: SteerConfig, image: ImageRef) -> dict[str, Any]:
     """
     if steer.tutor.kind != "endpoint":
         return {"latency_s": 0.0, "calls": 0, "prompt_tokens": 0, "completion_tokens": 0}
+    from verl_steer.chat.endpoints import ChatConfigError
     from verl_steer.roles.endpoint_tutor import EndpointTutor
 
     async def ask() -> dict[str, Any]:
-        tutor = EndpointTutor(steer.tutor, max_concurrency=1)
+        try:
+            tutor = EndpointTutor(steer.tutor, max_concurrency=1)
+        except ChatConfigError as error:
+            raise Problem(f"steer.tutor: {error}") from error
         try:
             fault = await tutor.ping()
             if fault is not None:

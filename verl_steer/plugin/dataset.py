@@ -48,7 +48,7 @@ class SteerDataset(RLHFDataset):
             first = rejected[0]
             raise ValueError(
                 f"{names}: {len(rejected)} of {total} rows cannot be used; the first is row {first['row']} "
-                f"(seed {first['seed_id']!r}): {first['reason']}. Mend them, or set +data.on_bad_row=reject to leave them out."
+                f"(seed {first['seed_id']!r}): {first['reason']}. Mend them, or set data.on_bad_row=reject to leave them out."
             )
         directory = self.config.get("rejected_dir", None)
         if directory:

@@ -152,8 +152,12 @@ def _ray_worker(config: DictConfig) -> str:
 
     started = not ray.is_initialized()
     if started:
+        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
-            ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            try:
+                ray.init(address="auto", **quiet)  # the cluster the run would join
+            except ConnectionError:
+                ray.init(num_cpus=1, include_dashboard=False, **quiet)
         except Exception as error:  # Ray raises bare Exceptions when its processes do not come up
             raise checks.Problem(f"Ray does not start here: {error}") from error
     try:
@@ -179,6 +183,11 @@ def _device(config: DictConfig) -> tuple[str, dict[str, Any]]:
         raise checks.Problem(
             "trainer.device=cuda, but torch sees no GPU here; on a machine without one install a CPU build of torch "
             "and verl-steer[cpu], or set VERL_STEER_DEVICE=cpu"
+        )
+    nodes, wanted = int(config.trainer.nnodes), int(config.trainer.n_gpus_per_node)
+    if device == "cuda" and nodes == 1 and count < wanted:
+        raise checks.Problem(
+            f"trainer.n_gpus_per_node={wanted}, but torch sees {count} GPUs here; lower it or name the nodes"
         )
     if rollout == "vllm" and installed("vllm") is None:
         raise checks.Problem(
@@ -227,10 +236,15 @@ def _tutor(config: DictConfig, steer: Any, rows: dict[str, Any] | None) -> tuple
 
 def _demand(config: DictConfig, steer: Any, rows: dict[str, Any], one: dict[str, Any]) -> dict[str, Any]:
     """Calls, tokens and hours of the whole run at the latency measured for one short call."""
-    turns = rows["turns"] / max(1, rows["rows"] - rows["rejected"])
-    steps = config.trainer.total_training_steps
-    dialogues = steps * config.data.train_batch_size if steps else rows["rows"] * config.trainer.total_epochs
-    calls = round(dialogues * config.actor_rollout_ref.rollout.n * turns)
+    used, validation = rows["train"], rows["validation"]
+    steps = config.trainer.total_training_steps or used // config.data.train_batch_size * config.trainer.total_epochs
+    turns = rows["turns"] / max(1, used + validation)
+    validations = int(bool(config.trainer.val_before_train))
+    if config.trainer.test_freq > 0:
+        validations += max(1, steps // config.trainer.test_freq)
+    dialogues = steps * config.data.train_batch_size * config.actor_rollout_ref.rollout.n
+    dialogues += validations * validation * config.actor_rollout_ref.rollout.val_kwargs.n
+    calls = round(dialogues * turns)
     tokens = calls * (one["prompt_tokens"] + one["completion_tokens"])
     return {
         "run_calls": calls,

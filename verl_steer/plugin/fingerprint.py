@@ -51,7 +51,8 @@ def check_resume(config: DictConfig, mine: dict[str, Any]) -> str:
     steps = sorted(
         int(p.name.removeprefix("global_step_")) for p in folder.glob("global_step_*") if p.name[12:].isdigit()
     )
-    if not steps or OmegaConf.select(config, "trainer.resume_mode") != "auto":
+    mode = str(OmegaConf.select(config, "trainer.resume_mode"))
+    if not steps or mode == "resume_path":
         return "a new run"
     theirs = _read(folder / FILE)
     different = [key for key in mine if theirs.get(key) != mine[key]]
@@ -59,11 +60,14 @@ def check_resume(config: DictConfig, mine: dict[str, Any]) -> str:
         lines = "".join(f"\n  {key}: there {theirs.get(key)!r}, here {mine[key]!r}" for key in different)
         raise ForeignCheckpointError(
             f"trainer.default_local_dir={folder} holds checkpoints of another run (steps {steps}):{lines}\n"
-            "Choose another trainer.default_local_dir or trainer.experiment_name, or set trainer.resume_mode=disable to start anew there."
+            "Choose another trainer.default_local_dir or trainer.experiment_name."
         )
     tracker = folder / TRACKER
-    if not tracker.is_file() or not tracker.read_text().strip():
-        # verl writes the tracker in place, last of all: an empty one means its step was complete.
+    # verl writes actor, data and then the tracker: without one, the newest step may be torn, and verl starts anew.
+    if mode != "auto" or not tracker.is_file():
+        return "a new run"
+    if not tracker.read_text().strip():
+        # It is written in place, last of all: an empty one means that its step was complete.
         _write(tracker, str(steps[-1]))
         return f"resumes from step {steps[-1]} (its tracker file was empty and has been written again)"
     return f"resumes from step {tracker.read_text().strip()}"

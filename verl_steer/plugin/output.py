@@ -27,7 +27,8 @@ class SteerOutput(AgentLoopOutput):
         """verl's dictionary, with `rm_scores` (float32, one per response token) placed by turn.
 
         A masked rollout gets an all-zero `response_mask`: it carries no gradient, and our estimators
-        leave it out of the group's baseline.
+        leave it out of the group's baseline. verl's own `reward` figure counts it as 0; read
+        `steer/return` instead.
 
         Raises:
             RuntimeError: There are more turn rewards than assistant turns (a bug, never data).

@@ -39,6 +39,7 @@ def run_preflight(config: DictConfig) -> None:
     checks.plugin_loaded(config)
     steer = checks.steer_node(config)
     checks.output_writable(config)
+    checks.lengths_agree(config)
     if uses_embedded_student(config):
         importlib.import_module("verl_steer.microworld.prepare").ensure(*world_place(config))
     tokenizer, processor = checks.model_readable(config)

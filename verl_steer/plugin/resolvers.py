@@ -34,7 +34,7 @@ def uses_embedded_student(root: DictConfig) -> bool:
 
 
 def register_all() -> None:
-    """Registers `steer.world`, `.embedded`, `.cpu`, `.estimator`, `.sampler` and `.when`; safe to call again."""
+    """Registers `steer.world`, `.embedded`, `.cpu`, `.estimator`, `.sampler`, `.when`, `.any` and `.sum`; safe to call again."""
 
     def world(name: str, _root_: DictConfig) -> str:
         return str(getattr(world_paths(_root_), name))
@@ -57,6 +57,8 @@ def register_all() -> None:
         return "SteerReplayBuffer" if trainer_mode == "sync" else "SteerReplayBufferAsync"
 
     OmegaConf.register_new_resolver("steer.when", when, replace=True)
+    OmegaConf.register_new_resolver("steer.any", lambda *values: any(values), replace=True)
+    OmegaConf.register_new_resolver("steer.sum", lambda *values: sum(values), replace=True)
     OmegaConf.register_new_resolver("steer.sampler", sampler, replace=True)
     OmegaConf.register_new_resolver("steer.estimator", estimator, replace=True)
     OmegaConf.register_new_resolver("steer.world", world, replace=True)

@@ -1,8 +1,8 @@
 """The sole scorer in training: assessments in, TCSR out.
 
 Rewards are computed here and nowhere else, so that `records rescore` and the trainer can never
-disagree. What leaves is one scalar (the return), scalars for verl's validation table (the same keys
-in every row, as verl requires), and the per-turn rewards for `output.py` to place.
+disagree. What leaves is one scalar (the return), scalars for verl's validation table (a key
+without a value is left out: verl skips it), and the per-turn rewards for `output.py` to place.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def _lines(sources: Iterable[Path]) -> Iterator[tuple[Path, int, str]]:
         if not files:
             raise FileNotFoundError(f"{source} holds no .jsonl file")
         for path in files:
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
                 if line.strip():
                     yield path, number, line
 
