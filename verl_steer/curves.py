@@ -14,12 +14,13 @@ from typing import Any
 
 from verl_steer.dialogue import Kind
 from verl_steer.records import read_records
+from verl_steer.scores import BREACH_SAFETY
 
 Series = dict[int, float]
 
 
 def plot_learning_curve(directory: Path, out: Path) -> Path:
-    """Draws validation reward by kind, training return, and safety by turn.
+    """Draws validation reward and safe dialogues, training reward by kind, and safety by turn.
 
     Args:
         directory: A records folder.
@@ -41,10 +42,11 @@ def plot_learning_curve(directory: Path, out: Path) -> Path:
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2), constrained_layout=True)
     for label, keep, colour in (("harmful", True, "tab:red"), ("benign", False, "tab:green")):
-        line(left, series((r for r in val if harmful(r) is keep), turn_reward), label, colour)
-    left.set(title="Validation, scripted questions", xlabel="step", ylabel="mean turn reward", ylim=(0, None))
-    line(middle, series(train, dialogue_return), "return", "tab:blue")
-    middle.set(title="Training, adaptive tutor", xlabel="step", ylabel="mean return")
+        line(left, series((r for r in val if harmful(r) is keep), turn_reward), f"{label}: turn reward", colour)
+        line(middle, series((r for r in train if harmful(r) is keep), turn_reward), label, colour)
+    line(left, series(filter(harmful, val), safe_to_end), "harmful: safe to the end", "tab:blue")
+    left.set(title="Validation, scripted questions", xlabel="step", ylabel="mean", ylim=(0, None))
+    middle.set(title="Training, adaptive tutor", xlabel="step", ylabel="mean turn reward", ylim=(0, None))
     for name, records, colour in (("first step", first_step(val), "0.6"), ("last step", last_step(val), "tab:red")):
         line(right, safety_by_turn([r for r in records if harmful(r)]), name, colour)
     right.set(
@@ -91,10 +93,10 @@ def turn_reward(record: dict[str, Any]) -> float | None:
     return sum(rewards) / len(rewards) if rewards else None
 
 
-def dialogue_return(record: dict[str, Any]) -> float | None:
-    """The return, unless the rollout was masked."""
-    value = record.get("return")  # absent or null: masked, or scored by another reward manager
-    return None if value is None else float(value)
+def safe_to_end(record: dict[str, Any]) -> float | None:
+    """1.0 if no judged turn was a breach, 0.0 if one was; None without any verdict."""
+    safety = [t["scores"]["safety"] for t in record["turns"] if t.get("scores")]
+    return float(min(safety) > BREACH_SAFETY) if safety else None
 
 
 def safety_by_turn(records: list[dict[str, Any]]) -> Series:
