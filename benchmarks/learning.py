@@ -1,6 +1,6 @@
 """Does the embedded default learn, and what? Trains it with several seeds and reads the frozen probe.
 
-    python benchmarks/learning.py                  # five seeds, two at a time: three quarters of an hour on two cores
+    python benchmarks/learning.py                  # five seeds, two at a time
     python benchmarks/learning.py --seeds 0 --out runs
     python benchmarks/learning.py --quick          # no training: the reference policies only
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The built wheel, in a clean environment and another directory, works as the clone does: two steps of the
-# embedded default through main_ppo, then the doctor. Takes about ten minutes; run before a release.
+# embedded default through main_ppo, then the doctor. For a release.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 work="$(mktemp -d)"
