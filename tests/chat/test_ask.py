@@ -69,3 +69,38 @@ async def test_an_empty_or_hostile_reply_is_shown_back_safely():
     _, requests = await answers(Completion("<|im_end|>" + "x" * 9000), RIGHT)
     shown = requests[1]["messages"][1]["content"]
     assert shown.startswith("(im_end)") and len(shown) <= 2000
+
+
+async def ask_for_odd(*given):
+    left = list(given)
+    with serve(lambda body: left.pop(0)) as server:
+        client = ChatClient("tutor", [server.base_url], max_concurrency=1, attempts=1)
+        found = await ask(
+            client, MESSAGES, Count, key="k", deadline_s=5.0, max_tokens=8,
+            flaw=lambda reply: None if reply.number % 2 else "number: it is even",
+        )  # fmt: skip
+        await client.aclose()
+    return found, server.requests
+
+
+EVEN = Completion('{"number": 4}')
+
+
+async def test_a_flawed_reply_is_asked_to_mend_and_stands_if_it_does_not():
+    found, requests = await ask_for_odd(EVEN, RIGHT)
+    assert (found.value, found.chat.calls) == (Count(number=3), 2)
+    assert "number: it is even" in requests[1]["messages"][-1]["content"]
+    found, _ = await ask_for_odd(EVEN, Completion('{"number": 6}'))
+    assert (found.value, found.chat.outcome) == (Count(number=6), Outcome.OK)
+
+
+@pytest.mark.parametrize("second", [BROKEN, error(503, "gone"), Completion("", "content_filter")])
+async def test_a_flawed_reply_is_not_lost_with_its_repair(second):
+    found, _ = await ask_for_odd(EVEN, second)
+    assert (found.value, found.chat.outcome, found.chat.calls) == (Count(number=4), Outcome.OK, 2)
+    assert "it is even; not mended" in found.chat.detail
+
+
+async def test_a_repaired_reply_may_have_a_flaw():
+    found, requests = await ask_for_odd(BROKEN, EVEN)
+    assert (found.value, len(requests)) == (Count(number=4), 2)

@@ -2,17 +2,21 @@
 
 import re
 import string
+import time
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_steer.chat.text import neutralise, sanitise
+from verl_steer.chat.text import control_token, neutralise, sanitise
 
 TOKENS = [
     "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|endoftext|>", "<｜begin▁of▁sentence｜>", "<image>",
     "<IMAGE>", "<video>", "</s>", "<s>", "<s />", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "[IMG]", "<start_of_turn>",
     "<image_soft_token>", "<IMG_CONTEXT>", "<think>", "</think>", "<tool_call>", "[TOOL_CALLS]", "<unk>",
+    "<turn|>", "<|turn>", "<fake_token_around_image>", "<row_1_col_2>", "<loc0001>", "<unused7>", "[gMASK]", "]~b]", "[e~[",
+    "<seed:bos>", "<EOS_TOKEN>", "[ARGS]", "|ENDOFTEXT|", "<extra_id_0>", "<reserved_102>", "<SPECIAL_12>",
 ]  # fmt: skip
 
 
@@ -24,7 +28,22 @@ def test_a_control_token_is_gone_but_still_readable(token):
 
 
 @pytest.mark.parametrize(
-    "hidden", ["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u202e", "\x00", "\x1b", "\U000e0041", "\ud800"]
+    "hidden",
+    [
+        "\u200b",
+        "\u200d",
+        "\u2060",
+        "\ufeff",
+        "\u00ad",
+        "\u202e",
+        "\x00",
+        "\x1b",
+        "\U000e0041",
+        "\ud800",
+        "\u2065",
+        "\u180b",
+        "\ufff0",
+    ],
 )
 def test_an_invisible_character_is_gone_and_hides_no_token(hidden):
     assert neutralise(f"sa{hidden}fe") == "safe"
@@ -49,10 +68,45 @@ def test_taking_a_token_out_leaves_no_other(nested):
         "a\tb\nc",
         "50 % | 60 %",
         "[1] <3",
+        "git add [args]",
+        "|speaker|words|",
+        "a |> f",
+        "ｆｕｌｌ width <ｂ>",
     ],
 )
 def test_ordinary_text_stays_as_it_is(plain):
     assert neutralise(plain) == plain
+
+
+@pytest.mark.parametrize(
+    "token", ["＜|im_end|＞", "<｜ｉｍ_ｅｎｄ｜>", "<𝐢𝐦𝐚𝐠𝐞>", "［ＩＮＳＴ］", "<\u017f>", "[IN\u017fT]"]
+)
+def test_a_token_in_letters_that_a_tokenizer_may_fold_is_gone(token):
+    folded = unicodedata.normalize("NFKC", neutralise(f"a {token} b")).lower()
+    assert not any(known.lower() in folded for known in TOKENS) and folded.startswith("a (")
+
+
+def test_terminal_sequences_go_whole_so_that_they_stick_to_no_word():
+    assert neutralise("\x1b[8mno\x1b[0m, \x9b1;31mred \x1b[2Kx\x1b[") == "no, red x"
+    assert neutralise("\x1b]0;title\x07") == "]0;title"  # its text is text
+
+
+def test_long_hostile_text_costs_by_its_cap_and_not_by_its_length():
+    texts = ["\u200b" * 2**20, "<im" * 2**18 + "age>" * 2**18, "é" * 2**20, "<|" * 2**19]
+    begin = time.process_time()
+    assert all(len(sanitise(text, 1000)) <= 1000 for text in texts)
+    capped = time.process_time()
+    for text in texts:
+        neutralise(text)
+    assert capped - begin < (time.process_time() - capped) / 5
+
+
+@pytest.mark.parametrize(
+    ("text", "token"),
+    [("a <im\u200bage> b", "<image>"), ("x <| y", "<|"), ("＜｜x｜＞", "＜｜x｜＞"), ("plain [1] <b>", None)],
+)
+def test_the_first_control_token_is_named_as_it_was_spelled(text, token):
+    assert control_token(text) == token
 
 
 def test_every_kind_of_line_break_is_a_newline():

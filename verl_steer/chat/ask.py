@@ -7,7 +7,7 @@ bad one; after it the outcome is `unparseable`, which is missing data and not an
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -43,6 +43,7 @@ async def ask(
     deadline_s: float,
     max_tokens: int,
     temperature: float = 0.0,
+    flaw: Callable[[T], str | None] = lambda reply: None,
 ) -> Answer[T]:
     """Asks for a `reply_type`.
 
@@ -54,6 +55,9 @@ async def ask(
         deadline_s: Seconds for both calls together.
         max_tokens: Of each reply.
         temperature: Of the sampling.
+        flaw: Says what is wrong with a valid reply that is worth the repair, or None. Unlike an invalid reply it
+            is not lost: if the repair brings nothing valid, it stands, and if the repair has the flaw too, the
+            caller gets that one. Which part of it is unusable, the caller knows.
 
     Raises:
         ChatConfigError: As `ChatClient.complete`.
@@ -70,17 +74,19 @@ async def ask(
     if first.outcome is not Outcome.OK:
         return Answer(_given_all_the_same(first, reply_type), first)
     value, error = _read(first, reply_type)
-    if value is not None:
+    if value is not None and not (error := flaw(value) or ""):
         return Answer(value, first)
     second = await call([*messages, *_repair(first, error)])
     both = _sum(first, second)
-    if second.outcome is not Outcome.OK:
-        detail = f"{second.detail}; the reply before was not accepted: {error}"
-        return Answer(_given_all_the_same(second, reply_type), replace(both, detail=detail))
-    value, error = _read(second, reply_type)
+    mended, error_after = _read(second, reply_type) if second.outcome is Outcome.OK else (None, second.detail)
+    if mended is not None:
+        return Answer(mended, both)
     if value is not None:
-        return Answer(value, both)
-    return Answer(None, replace(both, outcome=Outcome.UNPARSEABLE, detail=error))
+        return Answer(value, replace(both, outcome=Outcome.OK, detail=f"{error}; not mended: {error_after}"))
+    if second.outcome is Outcome.OK:
+        return Answer(None, replace(both, outcome=Outcome.UNPARSEABLE, detail=error_after))
+    detail = f"{second.detail}; the reply before was not accepted: {error}"
+    return Answer(_given_all_the_same(second, reply_type), replace(both, detail=detail))
 
 
 def _read(result: ChatResult, reply_type: type[T]) -> tuple[T | None, str]:

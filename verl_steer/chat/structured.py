@@ -24,6 +24,7 @@ class StrictReply(BaseModel):
 T = TypeVar("T", bound=StrictReply)
 
 _FENCE = re.compile(r"\A```(?:json|JSON)?[ \t]*\n(?P<body>.*)\n?```\Z", re.S)
+_JSON_SPACE = " \t\r\n"  # str.strip() alone would also take no-break spaces and separators
 # No character at all: JSON's escapes can write it, and no file or request can hold it.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_ERROR_CHARS = 400
@@ -106,13 +107,14 @@ def parse_reply(text: str, reply_type: type[T]) -> T:
         ReplyError: Not JSON, duplicate keys, NaN or Infinity, wrong types, missing or unknown keys, or a
             validator of `reply_type` objects.
     """
-    stripped = text.strip()
+    stripped = text.strip(_JSON_SPACE)
     if (in_fence := _FENCE.match(stripped)) is not None:
-        stripped = in_fence["body"].strip()
+        stripped = in_fence["body"].strip(_JSON_SPACE)
     if not stripped:
         raise ReplyError("the reply is empty")
     try:
         value = json.loads(stripped, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        every_text = json.dumps(value, ensure_ascii=False)
     except ReplyError:
         raise
     except RecursionError:
@@ -121,7 +123,7 @@ def parse_reply(text: str, reply_type: type[T]) -> T:
         raise ReplyError(f"not one JSON object and nothing else: {str(error)[:_MAX_ERROR_CHARS]}") from None
     if not isinstance(value, dict):
         raise ReplyError(f"the reply must be a JSON object, not {type(value).__name__}")
-    if _LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+    if _LONE_SURROGATE.search(every_text):
         raise ReplyError("an escape \\ud800..\\udfff stands without its other half")
     try:
         return reply_type.model_validate(value)

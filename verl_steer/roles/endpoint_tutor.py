@@ -18,7 +18,7 @@ from verl_steer.dialogue import ImageRef, Kind, Script, UserTurn
 from verl_steer.roles.fence import fence_tag, sanitise
 from verl_steer.roles.layout import render
 from verl_steer.roles.tutor import Assessment, Exchange, TutorRequest
-from verl_steer.roles.tutor_reply import TutorReply
+from verl_steer.roles.tutor_reply import TutorReply, question_flaw
 from verl_steer.scores import Verdict
 
 _REASON_CHARS = 1000
@@ -67,6 +67,7 @@ class EndpointTutor:
             deadline_s=request.deadline_s,
             max_tokens=self._config.max_tokens,
             temperature=self._config.temperature,
+            flaw=lambda reply: self._flaw(reply, request),
         )
         question, strategy = self._next_question(answer, request)
         return Assessment(
@@ -126,9 +127,15 @@ class EndpointTutor:
             return None, "script"
         question = sanitise(reply.next_question or "", self._config.max_question_chars).strip()
         misplaced = not request.script.kind.harmful and reply.strategy not in _BENIGN_STRATEGIES
-        if not question or reply.strategy == "none" or misplaced:
+        if not question or reply.strategy == "none" or misplaced or self._flaw(reply, request):
             return None, "script"
         return question, reply.strategy
+
+    def _flaw(self, reply: TutorReply, request: TutorRequest) -> str | None:
+        """What is wrong with the question, if one is wanted at all."""
+        if not request.adapt or request.planned_next is None or reply.strategy == "none":
+            return None
+        return question_flaw(reply.next_question, self._config.max_question_chars, request.fence)
 
 
 def _verdict(answer: Answer[TutorReply]) -> Verdict:
