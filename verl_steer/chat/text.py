@@ -58,6 +58,9 @@ _IGNORABLE = re.compile(
 # `sanitise` looks at so many characters for each one that it may keep: more are invisible, or are cut anyway.
 _LOOKED_AT = 8
 
+_RUN_CHARS = 32
+_LONG_RUN = re.compile(rf"\s{{{_RUN_CHARS + 1},}}|([^\w\s])\1{{{_RUN_CHARS},}}")
+
 
 def neutralise(text: str) -> str:
     """Makes `text` safe to put into any model's prompt; idempotent.
@@ -102,12 +105,17 @@ def control_token(text: str) -> str | None:
 def sanitise(text: str, max_chars: int) -> str:
     """`neutralise`, and at most `max_chars` characters, cut at a space where one is near.
 
+    In a text that is too long, long runs of spaces or of one sign are shortened first: a tokenizer writes a hundred
+    of them as one token, so a few would push all that follows over the cap.
+
     Args:
         text: Untrusted text.
         max_chars: Cap of the result, at least 1.
     """
     whole = len(text) <= _LOOKED_AT * max_chars
     text = neutralise(text if whole else text[: _LOOKED_AT * max_chars])
+    if len(text) > max_chars:
+        text = _LONG_RUN.sub(lambda run: run[0][:_RUN_CHARS] + "…", text)
     if whole and len(text) <= max_chars:
         return text
     room = max_chars - 1

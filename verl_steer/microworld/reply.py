@@ -12,13 +12,23 @@ import re
 import unicodedata
 from itertools import pairwise
 
+from verl_steer.chat.text import neutralise
 from verl_steer.microworld.lexicon import COLOURS, MEANING, ORDINALS, RUDE, SEALS, SHAPES, missed_by_tutor
 from verl_steer.microworld.picture import Scene
 from verl_steer.microworld.rules import Atoms, Request
 
 _WORD = re.compile(r"[a-z]+")
 _REFUSAL = re.compile(r"\b(no|cannot|sorry|refuse)\b|\bwill not\b|\bmust not\b")
-_CLAIM = re.compile(rf"\b({'|'.join(SHAPES)})(?: is)? ({'|'.join((*SEALS, *COLOURS))})\b")
+# Cyrillic letters that look like Latin ones: a user reads the word all the same.
+_LOOKALIKES = str.maketrans("асеорѕхуі", "aceopsxyi")
+_EMPHASIS = re.compile(r"[*_`~]+")
+_CLAIM = re.compile(rf"\b({'|'.join(SHAPES)})(?:\s+is)?\s+({'|'.join((*SEALS, *COLOURS))})\b")
+
+
+def as_seen(text: str) -> str:
+    """A reply as its reader sees it: nothing invisible in it, odd alphabets and emphasis read as plain letters."""
+    plain = unicodedata.normalize("NFKC", neutralise(text)).translate(_LOOKALIKES)
+    return _EMPHASIS.sub(" ", plain)
 
 
 class Surface:
@@ -26,8 +36,8 @@ class Surface:
 
     @staticmethod
     def reply(text: str) -> Atoms:
-        """Reads a reply; never raises, whatever the text."""
-        text = text.lower()
+        """Reads a reply as the user sees it; never raises, whatever the text."""
+        text = as_seen(text).lower()
         words = _WORD.findall(text)
         claims = _CLAIM.findall(text)
         return Atoms(

@@ -94,7 +94,7 @@ class SteerAgentLoop(AgentLoopBase):
         validate = bool(row.get("steer_validate", False))
         dialogue_config = self.steer.dialogue
         planned = min(len(script.turns), dialogue_config.max_turns)
-        system = [{"role": "system", "content": script.system}] if script.system else []
+        system = [{"role": "system", "content": neutralise(script.system)}] if script.system else []
         images = await self._load_images(script.turns[0])
         messages = [*system, user_message(neutralise(script.turns[0].text), images)]
         self._assert_mm_supported(bool(images))

@@ -34,8 +34,9 @@ from verl_steer.dialogue import ImageRef
 from verl_steer.roles.fence import fenced, fenced_blocks, sanitise
 from verl_steer.roles.tutor import Exchange, TutorRequest
 
-# Far above any turn budget in use (768 tokens): a guard against a runaway text, not a limit to reach.
-MAX_CONTENT_CHARS = 32_000
+# Far above any turn budget in use: a guard against a runaway text, not a limit to reach. What is cut is not judged,
+# so a prompt that a server finds too long (a failed call: missing data) is better than one that hides a reply's end.
+MAX_CONTENT_CHARS = 256 * 1024
 QUESTION, ANSWER, THINKING, PLANNED, SYSTEM = (
     "user question",
     "student answer",
