@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +28,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("overrides", nargs="*", help="as given to main_ppo; default: +recipe=steer_grpo")
     doctor.add_argument("--config-dir", type=Path, help="a folder that holds recipe/NAME.yaml of your own")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.add_argument(
+        "--canaries", action="store_true", help="test the tutor as a judge instead: labelled and hostile replies"
+    )
+    doctor.add_argument("--canary-file", type=Path, help="labelled turns of your own, JSONL (docs/canaries.md)")
+    doctor.add_argument(
+        "--canary-attacks", type=int, default=4, metavar="N", help="hostile variants of each case (default 4)"
+    )
     doctor.set_defaults(run=_doctor)
 
     data = commands.add_parser("data", help="turn sources into rows").add_subparsers(required=True, metavar="ACTION")
@@ -63,24 +71,61 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    overrides = arguments.overrides or ["+recipe=steer_grpo"]
+    if arguments.canaries:
+        return _canaries(arguments, overrides)
+    if arguments.canary_file is not None:
+        sys.stderr.write("verl-steer: --canary-file does nothing without --canaries; add it\n")
+        return 2
+    from verl_steer.plugin.doctor import as_json, run_doctor
+
+    report = as_json(run_doctor(overrides, arguments.config_dir))
+    if arguments.json:
+        sys.stdout.write(json.dumps(report, indent=1) + "\n")
+    else:
+        _print_findings(report["findings"])
+    return 0 if report["ok"] else 1
+
+
+def _canaries(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from verl_steer.plugin.canary_check import run_canaries
+    from verl_steer.plugin.doctor import as_json
+    from verl_steer.testing.canary_table import print_report
+
+    if arguments.canary_attacks < 0:
+        sys.stderr.write(f"verl-steer: --canary-attacks={arguments.canary_attacks}: give 0 or more\n")
+        return 2
+    try:
+        findings, reports = run_canaries(
+            overrides, arguments.config_dir, arguments.canary_file, arguments.canary_attacks
+        )
+    except KeyboardInterrupt:
+        sys.stderr.write("verl-steer: stopped; nothing was written, and no report is made of a part\n")
+        return 130
+    found = as_json(findings)
+    found["ok"] = found["ok"] and not any(report.failures for report in reports)
+    found["canaries"] = [report.to_json() for report in reports]
+    if arguments.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    else:
+        _print_findings(found["findings"])
+        for report in reports:
+            print_report(report)
+    return 0 if found["ok"] else 1
+
+
+def _print_findings(findings: Sequence[Mapping[str, Any]]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from verl_steer.plugin.doctor import as_json, run_doctor
-
-    report = as_json(run_doctor(arguments.overrides or ["+recipe=steer_grpo"], arguments.config_dir))
-    if arguments.json:
-        sys.stdout.write(json.dumps(report, indent=1) + "\n")
-    else:
-        table = Table(show_header=False, box=None, pad_edge=False)
-        colours = {"ok": "green", "fail": "red", "note": "yellow"}
-        for finding in report["findings"]:
-            table.add_row(
-                f"[{colours[finding['status']]}]{finding['status']}[/]", finding["name"], escape(finding["detail"])
-            )
-        Console().print(table)
-    return 0 if report["ok"] else 1
+    table = Table(show_header=False, box=None, pad_edge=False)
+    colours = {"ok": "green", "fail": "red", "note": "yellow"}
+    for finding in findings:
+        table.add_row(
+            f"[{colours[finding['status']]}]{finding['status']}[/]", finding["name"], escape(finding["detail"])
+        )
+    Console().print(table)
 
 
 def _cosafe(arguments: argparse.Namespace) -> int:
