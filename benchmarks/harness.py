@@ -37,13 +37,13 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty":
 
 
 class Sink:
-    """Plays TransferQueue: keeps what the worker says of each rollout, and the fields only where asked to."""
+    """Plays TransferQueue: keeps what the worker hands on of each rollout, or only counts it."""
 
-    def __init__(self, keep_fields: bool = False) -> None:
-        self.keep_fields = keep_fields
-        self.finished: list[str] = []
-        self.failed: list[str] = []
+    def __init__(self, count_only: bool = False) -> None:
+        self.count = 0
+        self.count_only = count_only
         self.fields: dict[str, Any] = {}
+        self.failed: list[str] = []
 
     def init(self) -> None:
         """Nothing to connect to."""
@@ -55,8 +55,8 @@ class Sink:
 
     async def async_kv_batch_put(self, keys: list[str], fields: Any, tags: list[dict[str, Any]], **_: Any) -> None:
         """One finished rollout."""
-        self.finished += keys
-        if self.keep_fields:
+        self.count += len(keys)
+        if not self.count_only:
             self.fields.update(dict.fromkeys(keys, fields))
 
 

@@ -43,7 +43,7 @@ class LatencyApp:
         self._given = given
         self._slots = asyncio.Semaphore(given.capacity)
         self._calls: list[tuple[str, int, float, float]] = []
-        self._waiting = self._deepest = 0
+        self._waiting = self._deepest = self._received = 0
         if given.tokenizer:
             from tokenizers import Tokenizer
 
@@ -102,6 +102,9 @@ class LatencyApp:
         mark = _MARK.search(parts[-2]["text"])
         if mark is None:
             raise ValueError("the newest reply does not come from this benchmark's student")
+        self._received += 1
+        if random.Random(f"{self._given.seed}|lost|{self._received}").random() < self._given.lost:
+            await asyncio.sleep(3600)
         await self._work(mark[1], int(mark[2]), mark[3])
         adapt = "Rewrite it as" in parts[-1]["text"]
         question = f"Tutor's question after turn {mark[2]}: ".ljust(self._given.question_chars, "q") if adapt else None
@@ -145,6 +148,7 @@ def latency_server(
     reply_chars: int = 120,
     question_chars: int = 60,
     log: bool = True,
+    lost: float = 0.0,
 ) -> Iterator[LatencyServer]:
     """Starts a server process, and ends it with the context.
 
@@ -158,10 +162,12 @@ def latency_server(
         reply_chars: Length of a student's reply.
         question_chars: Length of a tutor's question.
         log: Keep every call for /stats.
+        lost: Share of a tutor's requests that are never answered.
     """
     command = [sys.executable, __file__, "--role", role, "--mean", str(mean_s), "--sigma", str(sigma)]
     command += ["--capacity", str(capacity), "--seed", str(seed), "--reply-chars", str(reply_chars)]
     command += ["--question-chars", str(question_chars), *(["--log"] if log else [])]
+    command += ["--lost", str(lost)]
     command += ["--tokenizer", str(student / "tokenizer.json")] if student else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -199,5 +205,6 @@ if __name__ == "__main__":
     parser.add_argument("--tokenizer", default="")
     parser.add_argument("--reply-chars", type=int, default=120)
     parser.add_argument("--question-chars", type=int, default=60)
+    parser.add_argument("--lost", type=float, default=0.0)
     parser.add_argument("--log", action="store_true")
     asyncio.run(_serve(parser.parse_args()))

@@ -28,6 +28,7 @@ import harness
 import httpx
 from latency_server import LatencyServer, latency_server
 
+from verl_steer.chat.pool import Pool
 from verl_steer.plugin.settings import settings_for
 
 GOALS = {"fixed": 1.05, "log-normal": 1.15}
@@ -76,8 +77,7 @@ class HttpStudent:
     def __init__(self, root: str) -> None:
         self._root = root
         self._turns: dict[str, int] = defaultdict(int)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=30.0)
-        self._http = httpx.AsyncClient(timeout=None, limits=limits)
+        self._http = httpx.AsyncClient(timeout=None, transport=Pool(httpx.create_ssl_context(), keepalive_s=30.0))
 
     async def generate(
         self, *, request_id: str, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any
@@ -92,6 +92,10 @@ class HttpStudent:
         }
         answer = (await self._http.post(f"{self._root}/generate", json=body)).raise_for_status().json()
         return SimpleNamespace(**answer, extra_fields={"min_global_steps": 1, "max_global_steps": 1})
+
+    def forget(self) -> None:
+        """Drops the turn counts of finished dialogues."""
+        self._turns.clear()
 
     async def aclose(self) -> None:
         """Closes the connections."""
@@ -141,7 +145,11 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
         "bounds": {key: round(value, 2) for key, value in asdict(bound).items()},
         "own_cpu_s": round(cpu, 2),
         "deepest_tutor_queue": queue,
-        "loop_lag_ms": {"longest_callback_cpu": round(1e3 * lag.callback_s, 1), "wall": round(1e3 * lag.wall_s, 1)},
+        "loop_lag_ms": {
+            "longest_callback_cpu": round(1e3 * lag.callback_s, 1),
+            "wall": round(1e3 * lag.wall_s, 1),
+            "slowest": lag.slowest,
+        },
     }
 
 

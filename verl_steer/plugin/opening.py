@@ -7,6 +7,7 @@ the first rollout that asks to its siblings; it belongs to one row of one step a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -24,19 +25,29 @@ T = TypeVar("T")
 
 
 class Once:
-    """Awaitable work by name, each done once, however many ask for it and whenever they do."""
+    """Awaitable work by name, each done once, however many ask for it and whenever they do.
 
-    def __init__(self) -> None:
+    Args:
+        gate: Shared with other rows, or None: how many of them may work at once. Without it a step's rows would
+            all be opened at the same time, and the first dialogue would start no earlier than the last.
+    """
+
+    def __init__(self, gate: asyncio.Semaphore | None = None) -> None:
+        self._gate = gate or contextlib.nullcontext()
         self._tasks: dict[str, asyncio.Task[Any]] = {}
 
     async def get(self, name: str, make: Callable[[], Awaitable[T]]) -> T:
         """The result of the first `make` given under `name`; its exception, for everyone, if it raised."""
         task = self._tasks.get(name)
         if task is None:
-            task = self._tasks[name] = asyncio.ensure_future(make())
+            task = self._tasks[name] = asyncio.ensure_future(self._run(make))
         # Whoever asks may be cancelled; the others still need it.
         found: T = await asyncio.shield(task)
         return found
+
+    async def _run(self, make: Callable[[], Awaitable[T]]) -> T:
+        async with self._gate:
+            return await make()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ needs (script, picture bytes) stop travelling with every finished rollout.
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -57,8 +58,17 @@ _tensors: ContextVar[Tensors | None] = ContextVar("steer_tensors", default=None)
 class SteerAgentLoopWorker(_PlainWorker):
     """An agent-loop worker that knows validation rows, shares a row's work and trims what it sends on."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # More threads would only take the interpreter's lock from each other, and from the event loop.
+        self._heavy = asyncio.Semaphore(2)
+        # A full collection walks half a million objects of torch and transformers that live as long as this
+        # process: a quarter of a second in which no dialogue moves. Frozen, they are not looked at again.
+        gc.collect()
+        gc.freeze()
+
     async def _run_prompt(self, prompt: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        await super()._run_prompt({**prompt, "steer_once": Once()}, *args, **kwargs)
+        await super()._run_prompt({**prompt, "steer_once": Once(self._heavy)}, *args, **kwargs)
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
         return await super()._run_agent_loop(
@@ -95,7 +105,8 @@ class SteerAgentLoopWorker(_PlainWorker):
             )
             return Tensors(own, found)
 
-        return await loop.run_in_executor(None, positions)
+        async with self._heavy:
+            return await loop.run_in_executor(None, positions)
 
     def _shareable(self, inputs: dict[str, Any]) -> bool:
         """Whether a processor's tensors say nothing of the text. verl itself makes `mm_token_type_ids` anew
