@@ -26,7 +26,7 @@ from qwen_bpe import qwen_bpe
 
 from verl_steer.dialogue import ImageRef, Kind, Script, UserTurn
 from verl_steer.roles.fence import fence_tag
-from verl_steer.roles.layout import data_url, render, rubric
+from verl_steer.roles.layout import render, rubric
 from verl_steer.roles.tutor import Exchange, TutorRequest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

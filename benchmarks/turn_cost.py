@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import statistics
 import tempfile
 import time
@@ -126,7 +127,7 @@ class Bench:
         self.server.marks = marks = []
         await harness.play(self.worker(agent), [self.prompts[agent][0] | {"__rollout_n__": 1}])
         self.server.marks = None
-        return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        return [b - a for a, b in itertools.pairwise(marks)]
 
 
 def tool_prompt(planned: Any, number: int, siblings: int) -> dict[str, Any]:
@@ -221,11 +222,7 @@ def main() -> int:
     for name, row in (("steer", ours), ("tool_agent", verls)):
         print(f"{name:12}{row['ms_a_turn']:12.3f}{row['growth']:10.3f}{row['longest_callback_ms']:24.1f}")
     print(f"tutor's client, ms a call: {client}")
-    ok = (
-        found["ratio"] <= GOAL_RATIO
-        and ours["growth"] <= GOAL_GROWTH
-        and ours["longest_callback_ms"] <= GOAL_LAG_MS
-    )
+    ok = found["ratio"] <= GOAL_RATIO and ours["growth"] <= GOAL_GROWTH and ours["longest_callback_ms"] <= GOAL_LAG_MS
     return harness.last_line(
         "turn_cost",
         ours["ms_a_turn"],

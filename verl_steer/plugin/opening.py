@@ -102,9 +102,7 @@ async def _load_images(loop: AgentLoopBase, turn: UserTurn) -> list[Any]:
         return []
 
     def decode() -> list[dict[str, Any]]:
-        return [
-            {"type": "image", "image": Image.open(io.BytesIO(ref.data)).convert("RGB")} for ref in turn.images
-        ]
+        return [{"type": "image", "image": Image.open(io.BytesIO(ref.data)).convert("RGB")} for ref in turn.images]
 
     content = await asyncio.get_running_loop().run_in_executor(None, decode)
     loaded = await loop.process_multi_modal_info([{"role": "user", "content": content}])

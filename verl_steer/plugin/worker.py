@@ -66,9 +66,13 @@ class SteerAgentLoopWorker(_PlainWorker):
         # process: a quarter of a second in which no dialogue moves. Frozen, they are not looked at again.
         gc.collect()
         gc.freeze()
+        self._all_is_loaded = False
 
     async def _run_prompt(self, prompt: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         await super()._run_prompt({**prompt, "steer_once": Once(self._heavy)}, *args, **kwargs)
+        if not self._all_is_loaded:  # what the first dialogues have imported
+            self._all_is_loaded = True
+            gc.freeze()
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
         return await super()._run_agent_loop(
