@@ -74,10 +74,10 @@ def lower_bound(student: Sequence[Call], tutor: Sequence[Call], slots: int, colu
 class HttpStudent:
     """verl's `LLMServerClient` for a student behind HTTP."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, keepalive_s: float = 30.0) -> None:
         self._root = root
         self._turns: dict[str, int] = defaultdict(int)
-        self._http = httpx.AsyncClient(timeout=None, transport=Pool(httpx.create_ssl_context(), keepalive_s=30.0))
+        self._http = httpx.AsyncClient(timeout=None, transport=Pool(httpx.create_ssl_context(), keepalive_s))
 
     async def generate(
         self, *, request_id: str, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any
