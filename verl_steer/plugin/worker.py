@@ -31,6 +31,8 @@ LOOP_ONLY = (
     "steer_validate",
     "steer_once",
 )
+# Collections of the middle generation before a full one while dialogues run; Python's own figure is 10.
+FULL_COLLECTION_AFTER = 1000
 # What a processor makes of pictures alone. Siblings that were shown the same pictures share it.
 _OF_PICTURES = {"pixel_values", "image_grid_thw", "images_seqlens"}
 
@@ -62,17 +64,22 @@ class SteerAgentLoopWorker(_PlainWorker):
         super().__init__(*args, **kwargs)
         # More threads would only take the interpreter's lock from each other, and from the event loop.
         self._heavy = asyncio.Semaphore(2)
+        self._running = 0
         # A full collection walks half a million objects of torch and transformers that live as long as this
-        # process: a quarter of a second in which no dialogue moves. Frozen, they are not looked at again.
+        # process: a quarter of a second in which no dialogue moves. Frozen, they are not looked at again. It
+        # also walks every token of every dialogue, so it waits until none runs, or for very long.
         gc.collect()
         gc.freeze()
-        self._all_is_loaded = False
+        gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION_AFTER)
 
     async def _run_prompt(self, prompt: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        await super()._run_prompt({**prompt, "steer_once": Once(self._heavy)}, *args, **kwargs)
-        if not self._all_is_loaded:  # what the first dialogues have imported
-            self._all_is_loaded = True
-            gc.freeze()
+        self._running += 1
+        try:
+            await super()._run_prompt({**prompt, "steer_once": Once(self._heavy)}, *args, **kwargs)
+        finally:
+            self._running -= 1
+            if not self._running:
+                gc.collect()
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
         return await super()._run_agent_loop(
