@@ -34,7 +34,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tiny_vlm(path: str | Path, seed: int = 0) -> Path:
+def build_tiny_vlm(
+    path: str | Path,
+    seed: int = 0,
+    *,
+    vocabulary: Tokenizer | None = None,
+    max_pixels: int = 112 * 112,
+    positions: int = 2048,
+) -> Path:
     """Writes a folder that AutoModelForImageTextToText and AutoProcessor load.
 
     A byte-level tokenizer of 263 tokens, two text layers of width 64 with head dimension 32 and two
@@ -43,6 +50,9 @@ def build_tiny_vlm(path: str | Path, seed: int = 0) -> Path:
     Args:
         path: Folder to write; made if absent.
         seed: Of the random weights.
+        vocabulary: Instead of bytes, a byte-level BPE without special tokens.
+        max_pixels: Larger pictures are made smaller; 28 x 28 pixels give a token.
+        positions: The longest text.
 
     Returns:
         The folder.
@@ -59,12 +69,12 @@ def build_tiny_vlm(path: str | Path, seed: int = 0) -> Path:
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
     path = Path(path)
-    tokenizer = _tokenizer()
+    tokenizer = _tokenizer(vocabulary or _bytes())
 
     def token(name: str) -> int:
         return int(tokenizer.convert_tokens_to_ids(name))
 
-    sizes = {"min_pixels": 28 * 28, "max_pixels": 112 * 112, "patch_size": 14, "merge_size": 2}
+    sizes = {"min_pixels": 28 * 28, "max_pixels": max_pixels, "patch_size": 14, "merge_size": 2}
     processor = Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**sizes),
         tokenizer=tokenizer,
@@ -79,7 +89,7 @@ def build_tiny_vlm(path: str | Path, seed: int = 0) -> Path:
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "num_key_value_heads": 2,
-            "max_position_embeddings": 2048,
+            "max_position_embeddings": positions,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
             "bos_token_id": None,
             "eos_token_id": token("<|im_end|>"),
@@ -111,12 +121,16 @@ def build_tiny_vlm(path: str | Path, seed: int = 0) -> Path:
     return path
 
 
-def _tokenizer():
-    from transformers import Qwen2TokenizerFast
-
+def _bytes() -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return core
+
+
+def _tokenizer(core: Tokenizer):
+    from transformers import Qwen2TokenizerFast
+
     core.decoder = ByteLevelDecoder()
     core.post_processor = processors.ByteLevel(trim_offsets=False)
     core.add_special_tokens(list(SPECIAL))

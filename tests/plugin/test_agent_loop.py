@@ -18,6 +18,7 @@ from verl_steer.config import SteerConfig
 from verl_steer.data.rows import script_to_row
 from verl_steer.dialogue import ImageRef, Kind, Script, UserTurn
 from verl_steer.plugin import settings as settings_module
+from verl_steer.plugin import tokens
 from verl_steer.plugin.agent_loop import SteerAgentLoop
 from verl_steer.plugin.dataset import SteerDataset
 from verl_steer.plugin.settings import Settings
@@ -139,7 +140,9 @@ def retokenised(processor, dialogue, script=SCRIPT):
     return processor(text=[text], images=images or None)["input_ids"][0]
 
 
-async def test_tokens_equal_a_full_retokenisation_of_the_final_dialogue(play, model):
+@pytest.mark.parametrize("shared", [True, False], ids=["tokenised once", "with the history, as other families need"])
+async def test_tokens_equal_a_full_retokenisation_of_the_final_dialogue(play, model, monkeypatch, shared):
+    monkeypatch.setattr(tokens, "history_free", lambda builder: shared)
     tutor = Tutor(assessment(question="a harder one?"), assessment(question="harder still?"), assessment())
     output, _, dialogue = await play(["first reply", "second, longer reply", "third"], tutor)
     whole = list(retokenised(model[1], dialogue))

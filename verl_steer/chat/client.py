@@ -23,6 +23,7 @@ import httpx
 
 from verl_steer.chat.endpoints import CONNECT_TIMEOUT_S, ChatConfigError, Endpoint, Endpoints, check_url
 from verl_steer.chat.outcome import ChatResult, Outcome
+from verl_steer.chat.pool import Pool
 from verl_steer.chat.structured import Dialect, JsonSchema, dialects, request_fields
 from verl_steer.chat.wire import Fault, Reply, list_models, post
 
@@ -247,14 +248,9 @@ class ChatClient:
             return
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),  # the rest is under the deadline
-            limits=httpx.Limits(
-                max_connections=self._max_concurrency,
-                max_keepalive_connections=self._max_concurrency,
-                # uvicorn (vLLM, SGLang) closes idle connections after 5 s: be first, or a request meets the close.
-                keepalive_expiry=4.0,
-            ),
+            # uvicorn (vLLM, SGLang) closes idle connections after 5 s: be first, or a request meets the close.
+            transport=Pool(_tls(), keepalive_s=4.0),
             headers={"accept-encoding": "identity"},  # no decompression bombs
-            verify=_tls(),
         )
         self._slots = asyncio.Semaphore(self._max_concurrency)
         self._endpoints.forget()

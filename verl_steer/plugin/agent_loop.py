@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
 import time
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from PIL import Image
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics
 
 from verl_steer.config import SteerConfig
-from verl_steer.data.rows import row_to_script
-from verl_steer.dialogue import Cut, Dialogue, ImageRef, Script, Turn, UserTurn
+from verl_steer.dialogue import Cut, Dialogue, Turn
+from verl_steer.plugin.opening import Once, Opening, open_row
 from verl_steer.plugin.output import SteerOutput
 from verl_steer.plugin.settings import settings_for
-from verl_steer.plugin.tokens import TokenLedger, question_length, user_message
+from verl_steer.plugin.tokens import TokenLedger, tokenise, user_message
 from verl_steer.records import dialogue_to_dict
 from verl_steer.roles.fence import fence_tag, neutralise
 from verl_steer.roles.tutor import Assessment, Exchange, TutorRequest
@@ -36,9 +34,8 @@ class Rollout:
 
     dialogue: Dialogue
     ledger: TokenLedger
+    opening: Opening  # shared with the row's other rollouts
     images: list[Any]  # every picture shown so far, as the processor wants it
-    later_images: list[list[Any]]  # the pictures of each planned turn; those of the first are in `images`
-    planned_lengths: list[int]  # tokens of each planned user turn; the first is part of the prompt
     turn_budget: int
     feedback: str
     key: str  # stem of all seeds of this rollout
@@ -74,12 +71,13 @@ class SteerAgentLoop(AgentLoopBase):
         Args:
             sampling_params: verl's sampling parameters of this rollout.
             **row: The data set row (`data/rows.py`) and verl's `session_id`, `global_steps`, and our
-                worker's `steer_validate`.
+                worker's `steer_validate` and `steer_once` (what the row's rollouts share).
 
         Returns:
             The rollout's tokens, and the dialogue with its assessments in `extra_fields["steer"]`.
         """
-        rollout = await self._begin(row_to_script({**row, "prompt": row["raw_prompt"]}), row)
+        once: Once = row.get("steer_once") or Once()
+        rollout = self._begin(await once.get("opening", lambda: self._open(row)), row)
         try:
             async with asyncio.timeout_at(rollout.deadline):
                 await self._play(rollout, sampling_params)
@@ -90,23 +88,13 @@ class SteerAgentLoop(AgentLoopBase):
 
     # -- the course of a dialogue ------------------------------------------------------------------
 
-    async def _begin(self, script: Script, row: dict[str, Any]) -> Rollout:
+    async def _open(self, row: dict[str, Any]) -> Opening:
+        return await open_row(self, row, self.steer.dialogue.max_turns)
+
+    def _begin(self, opening: Opening, row: dict[str, Any]) -> Rollout:
         validate = bool(row.get("steer_validate", False))
-        dialogue_config = self.steer.dialogue
-        planned = min(len(script.turns), dialogue_config.max_turns)
-        system = [{"role": "system", "content": neutralise(script.system)}] if script.system else []
-        images = await self._load_images(script.turns[0])
-        messages = [*system, user_message(neutralise(script.turns[0].text), images)]
-        self._assert_mm_supported(bool(images))
-        prompt_ids = await self.ct_build_initial_tokens(messages, images=images or None)
-        later_images = [[], *[await self._load_images(turn) for turn in script.turns[1:planned]]]
-        lengths = [
-            0,
-            *[
-                await question_length(self, user_message(neutralise(turn.text), pictures))
-                for turn, pictures in zip(script.turns[1:planned], later_images[1:], strict=True)
-            ],
-        ]
+        dialogue_config, script = self.steer.dialogue, opening.script
+        planned, lengths = len(opening.images), opening.lengths
         # paper.md, length: a turn's budget = (reply budget - planned user tokens) / T, capped. One token
         # a turn is kept for the end token that a turn cut at its budget gets.
         share = (self.reply_budget - sum(lengths)) // planned - 1
@@ -119,10 +107,9 @@ class SteerAgentLoop(AgentLoopBase):
         when = "validation" if validate else str(step)
         return Rollout(
             dialogue=Dialogue(script=script, planned_turns=planned),
-            ledger=TokenLedger(self, messages, prompt_ids),
-            images=images,
-            later_images=later_images,
-            planned_lengths=lengths,
+            ledger=TokenLedger(self, opening.messages, opening.prompt_ids),
+            opening=opening,
+            images=list(opening.images[0]),
             turn_budget=min(share, dialogue_config.max_turn_tokens),
             feedback=self.steer.validation.feedback if validate else dialogue_config.feedback,
             key=f"{self.steer.seed}|{script.seed_id}|{when}|{session}",
@@ -168,7 +155,7 @@ class SteerAgentLoop(AgentLoopBase):
         ended = token_ids[-1] in self.stop_ids
         spoken = token_ids[:-1] if token_ids[-1] == self.end_id else token_ids
         text = self.tokenizer.decode(spoken, skip_special_tokens=False)
-        await rollout.ledger.append_reply(text, token_ids, output.log_probs, self.end_id)
+        rollout.ledger.append_reply(text, token_ids, output.log_probs, self.end_id)
         rollout.versions += [
             v for k in ("min_global_steps", "max_global_steps") if (v := output.extra_fields.get(k)) is not None
         ]
@@ -215,19 +202,19 @@ class SteerAgentLoop(AgentLoopBase):
 
     async def _ask(self, rollout: Rollout, t: int, assessment: Assessment) -> tuple[str, str]:
         """Appends the next user turn: the tutor's question if it fits, else the planned one, which always does."""
-        planned = rollout.dialogue.script.turns[t]
-        images = rollout.later_images[t]
-        text, strategy = planned.text, "script"
+        opening = rollout.opening
+        images, question = opening.images[t], opening.questions[t - 1]
+        text, strategy = opening.script.turns[t].text, "script"
         if assessment.next_question and rollout.feedback == "tutor":
-            length = await question_length(self, user_message(neutralise(assessment.next_question), images))
-            if self._fits(rollout, t, length):
-                text, strategy = assessment.next_question, assessment.strategy
-        await rollout.ledger.append_question(user_message(neutralise(text), images))
+            [harder] = await tokenise(self, [user_message(neutralise(assessment.next_question), images)])
+            if self._fits(rollout, t, harder.length):
+                question, text, strategy = harder, assessment.next_question, assessment.strategy
+        await rollout.ledger.append_question(question)
         rollout.images += images
         return text, strategy
 
     def _fits(self, rollout: Rollout, t: int, question_tokens: int) -> bool:
-        later = sum(rollout.planned_lengths[t + 1 :])
+        later = sum(rollout.opening.lengths[t + 1 :])
         replies = (rollout.turn_budget + 1) * (rollout.dialogue.planned_turns - t)
         return rollout.ledger.response_length + question_tokens + later + replies <= self.reply_budget
 
@@ -238,7 +225,7 @@ class SteerAgentLoop(AgentLoopBase):
     def _who_filled_it(self, rollout: Rollout) -> Cut:
         """The tutor, if the user side holds more tokens than were planned; else the student."""
         user_tokens = rollout.ledger.mask.count(0)
-        planned = sum(rollout.planned_lengths[: len(rollout.dialogue.turns)]) + len(rollout.dialogue.turns)
+        planned = sum(rollout.opening.lengths[: len(rollout.dialogue.turns)]) + len(rollout.dialogue.turns)
         return Cut.CONTEXT_LENGTH if user_tokens > planned else Cut.STUDENT_LENGTH
 
     def _mark_unjudged(self, rollout: Rollout) -> None:
@@ -248,14 +235,6 @@ class SteerAgentLoop(AgentLoopBase):
                 turn.verdict = Verdict(Outcome.TIMEOUT, reason="the dialogue's deadline passed first")
 
     # -- in and out --------------------------------------------------------------------------------
-
-    async def _load_images(self, turn: UserTurn) -> list[Any]:
-        """Decodes a turn's pictures the way verl's data set does (size limits included)."""
-        if not turn.images:
-            return []
-        content = [{"type": "image", "image": _decode(ref)} for ref in turn.images]
-        loaded = await self.process_multi_modal_info([{"role": "user", "content": content}])
-        return list(loaded["images"])
 
     def _finish(self, rollout: Rollout, row: dict[str, Any]) -> SteerOutput:
         dialogue, ledger = rollout.dialogue, rollout.ledger
@@ -293,10 +272,6 @@ class SteerAgentLoop(AgentLoopBase):
 def _seed(key: str) -> int:
     """A 31-bit seed from a key: every server accepts it, and it is the same on every machine."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") & 0x7FFFFFFF
-
-
-def _decode(ref: ImageRef) -> Image.Image:
-    return Image.open(io.BytesIO(ref.data)).convert("RGB")
 
 
 def _thinking(reply: str, opening: str, closing: str) -> str:

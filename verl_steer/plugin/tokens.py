@@ -9,11 +9,37 @@ changes any state.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase
+from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
 
 Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A user turn, tokenised once: to see whether it fits, to append it, and for all rollouts of its row.
+
+    Attributes:
+        message: The chat message.
+        ids: Tokens of the turn and of the generation prompt after it, without a boundary token before it.
+        shared: `ids` depend on nothing before the turn, so they can be appended as they are.
+    """
+
+    message: Message
+    ids: list[int]
+    shared: bool
+
+    @property
+    def length(self) -> int:
+        """Response tokens that appending it adds, at most.
+
+        The builder may insert one boundary token (Qwen: the newline after the end token), which is
+        counted whether it comes or not.
+        """
+        return len(self.ids) + 1
 
 
 class TokenLedger:
@@ -45,7 +71,7 @@ class TokenLedger:
         """Everything after the first prompt."""
         return self.ids[len(self.prompt_ids) :]
 
-    async def append_reply(self, text: str, token_ids: list[int], logprobs: list[float] | None, end_id: int) -> None:
+    def append_reply(self, text: str, token_ids: list[int], logprobs: list[float] | None, end_id: int) -> None:
         """Appends a sampled reply; a reply without its end token gets one with mask 0.
 
         verl adds no end token to a turn that was cut by its token budget; without it the next user
@@ -53,9 +79,11 @@ class TokenLedger:
         """
         if logprobs is None and token_ids:
             self.logprobs = None
-        merged, self.mask, self.logprobs = await self._loop.ct_merge_assistant_token(
-            self.ids,
-            token_ids,
+        builder = self._loop.continuous_token_builder
+        # Not through verl's `ct_merge_assistant_token`: to join two lists, a thread costs more than it saves.
+        merged = builder.merge_assistant_tokens(self.ids, token_ids)
+        self.mask, self.logprobs = builder.align_response_metadata(
+            merged,
             self.mask,
             self.logprobs,
             assistant_logprobs=logprobs if self.logprobs is not None else None,
@@ -68,26 +96,47 @@ class TokenLedger:
                 self.logprobs.append(0.0)
         self.messages.append({"role": "assistant", "content": text})
 
-    async def append_question(self, message: Message) -> None:
+    async def append_question(self, question: Question) -> None:
         """Appends a user turn and the generation prompt after it, all with mask 0."""
-        updated = [*self.messages, message]
-        merged, self.mask, self.logprobs = await self._loop.ct_merge_context_msg(
-            self.messages, updated, self.ids, self.mask, self.logprobs
-        )
+        updated = [*self.messages, question.message]
+        if question.shared:
+            builder = self._loop.continuous_token_builder
+            # The second half of the builder's `merge_context_tokens`; the first half was `tokenise`.
+            merged = builder._merge_context_token_ids(
+                self.ids, question.ids, previous_messages=self.messages, appended_messages=[question.message]
+            )
+            self.mask, self.logprobs = builder.align_response_metadata(merged, self.mask, self.logprobs)
+        else:
+            merged, self.mask, self.logprobs = await self._loop.ct_merge_context_msg(
+                self.messages, updated, self.ids, self.mask, self.logprobs
+            )
         self.ids, self.messages = merged.token_ids, updated
 
 
-async def question_length(loop: AgentLoopBase, message: Message) -> int:
-    """Number of response tokens that `append_question(message)` will add, at most.
-
-    The builder may insert one boundary token (Qwen: the newline after the end token), which is
-    counted whether it comes or not.
-    """
+async def tokenise(loop: AgentLoopBase, messages: list[Message]) -> list[Question]:
+    """Tokenises user turns, each for itself, in one thread."""
     builder = loop.continuous_token_builder
-    ids = await asyncio.get_running_loop().run_in_executor(
-        None, lambda: builder.tokenize_context_incremental_messages([], [message])
+    shared = history_free(builder)
+
+    def one(message: Message) -> Question:
+        return Question(message, list(builder.tokenize_context_incremental_messages([], [message])), shared)
+
+    return await asyncio.get_running_loop().run_in_executor(None, lambda: [one(message) for message in messages])
+
+
+def history_free(builder: ContinuousTokenBuilder) -> bool:
+    """Whether a user turn's tokens depend on nothing before it.
+
+    True for Qwen's families and every builder that keeps verl's own way; Gemma's, DeepSeek's and GPT-OSS's
+    look at the turns before, and are asked again when a turn is appended.
+    """
+    kept = (
+        "_merge_context_group",
+        "_should_fuse_generation_prompt_with_last_group",
+        "merge_context_tokens",
+        "tokenize_context_incremental_messages",
     )
-    return len(ids) + 1
+    return all(getattr(type(builder), name) is getattr(ContinuousTokenBuilder, name) for name in kept)
 
 
 def user_message(text: str, images: list[Any]) -> Message:

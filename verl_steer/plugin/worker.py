@@ -1,16 +1,24 @@
 """verl's agent-loop manager and worker, with what a plugin cannot reach from inside a loop.
 
-Two small additions: the loop is told whether a row is a validation row (verl removes that flag
-before calling it), and the data-set columns that only the loop needs (script, picture bytes) stop
-travelling with every finished rollout.
+The loop is told whether a row is a validation row (verl removes that flag before calling it); the rollouts
+of a row share what is the same for all of them; a finished rollout's tensors are made in a thread, once,
+and not twice on the event loop that all dialogues live on; and the data-set columns that only the loop
+needs (script, picture bytes) stop travelling with every finished rollout.
 """
 
 from __future__ import annotations
 
+import asyncio
+import gc
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+
+from verl_steer.plugin.opening import Once
 
 LOOP_ONLY = (
     "steer",
@@ -21,14 +29,57 @@ LOOP_ONLY = (
     "tools_kwargs",
     "interaction_kwargs",
     "steer_validate",
+    "steer_once",
 )
+# Collections of the middle generation before a full one while dialogues run; Python's own figure is 10.
+FULL_COLLECTION_AFTER = 1000
+# What a processor makes of pictures alone. Siblings that were shown the same pictures share it.
+_OF_PICTURES = {"pixel_values", "image_grid_thw", "images_seqlens"}
 
 # AgentLoopWorkerTQ is already a Ray actor class; the plain class underneath is what can be subclassed.
 _PlainWorker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class
 
 
+@dataclass(frozen=True)
+class Tensors:
+    """What verl computes of a finished rollout, for its reward worker and for the trainer.
+
+    Attributes:
+        inputs: The processor's tensors, without `mm_token_type_ids`.
+        position_ids: As `_compute_position_ids` gives them.
+    """
+
+    inputs: dict[str, Any]
+    position_ids: torch.Tensor
+
+
+# Every rollout is a task of its own, so this is the rollout's own.
+_tensors: ContextVar[Tensors | None] = ContextVar("steer_tensors", default=None)
+
+
 class SteerAgentLoopWorker(_PlainWorker):
-    """An agent-loop worker that knows validation rows and trims what it sends on."""
+    """An agent-loop worker that knows validation rows, shares a row's work and trims what it sends on."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # More threads would only take the interpreter's lock from each other, and from the event loop.
+        self._heavy = asyncio.Semaphore(2)
+        self._running = 0
+        # A full collection walks half a million objects of torch and transformers that live as long as this
+        # process: a quarter of a second in which no dialogue moves. Frozen, they are not looked at again. It
+        # also walks every token of every dialogue, so it waits until none runs, or for very long.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION_AFTER)
+
+    async def _run_prompt(self, prompt: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        self._running += 1
+        try:
+            await super()._run_prompt({**prompt, "steer_once": Once(self._heavy)}, *args, **kwargs)
+        finally:
+            self._running -= 1
+            if not self._running:
+                gc.collect()
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
         return await super()._run_agent_loop(
@@ -37,7 +88,52 @@ class SteerAgentLoopWorker(_PlainWorker):
 
     async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> None:
         kept = {key: value for key, value in kwargs.items() if key not in LOOP_ONLY}
-        await super()._agent_loop_postprocess(output, validate, **kept)
+        prepared = None if isinstance(output, list) else await self._prepare(output, kwargs.get("steer_once") or Once())
+        token = _tensors.set(prepared)
+        try:
+            await super()._agent_loop_postprocess(output, validate, **kept)
+        finally:
+            _tensors.reset(token)
+
+    async def _prepare(self, output: Any, once: Once) -> Tensors:
+        """Computes a rollout's tensors with verl's own two methods, in a thread."""
+        loop = asyncio.get_running_loop()
+        input_ids = torch.tensor([*output.prompt_ids, *output.response_ids], dtype=torch.int64)
+
+        async def compute() -> tuple[Any, dict[str, Any]]:
+            method = super(SteerAgentLoopWorker, self)._compute_multi_modal_inputs
+            return output, await loop.run_in_executor(None, method, output, input_ids)
+
+        shown = len((output.multi_modal_data or {}).get("images") or ())
+        owner, inputs = await once.get(f"pictures {shown}", compute)
+        if owner is not output and not self._shareable(inputs):
+            _, inputs = await compute()
+
+        def positions() -> Tensors:
+            own = dict(inputs)  # verl's method takes `mm_token_type_ids` out
+            found = super(SteerAgentLoopWorker, self)._compute_position_ids(
+                input_ids.unsqueeze(0), torch.ones_like(input_ids).unsqueeze(0), own
+            )
+            return Tensors(own, found)
+
+        async with self._heavy:
+            return await loop.run_in_executor(None, positions)
+
+    def _shareable(self, inputs: dict[str, Any]) -> bool:
+        """Whether a processor's tensors say nothing of the text. verl itself makes `mm_token_type_ids` anew
+        from the tokens, but only for a processor with `get_rope_index`."""
+        allowed = _OF_PICTURES | ({"mm_token_type_ids"} if hasattr(self.processor, "get_rope_index") else set())
+        return set(inputs) <= allowed
+
+    def _compute_multi_modal_inputs(self, output: Any, input_ids: Any) -> dict[str, Any]:
+        prepared = _tensors.get()
+        if prepared is None:
+            return super()._compute_multi_modal_inputs(output, input_ids)
+        return dict(prepared.inputs)
+
+    def _compute_position_ids(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        prepared = _tensors.get()
+        return super()._compute_position_ids(*args, **kwargs) if prepared is None else prepared.position_ids
 
 
 class SteerAgentLoopManager(AgentLoopManagerTQ):
