@@ -1,8 +1,9 @@
 """The one way to talk to a model: OpenAI-compatible chat completions over HTTP.
 
 A tutor is thousands of concurrent calls a step, and what goes wrong there must neither stop training
-nor become a number. So a call never raises for what a model or a network does, has one deadline over
-everything (waiting included), and is retried in this one layer only: retries of several layers multiply.
+nor become a number. So a call never raises for what a model or a network does (but for an outage of every
+server, where that is asked for), has one deadline over all its attempts, and is retried in this one layer
+only: retries of several layers multiply. `docs/tutor.md` walks through a call.
 """
 
 from __future__ import annotations
@@ -17,17 +18,46 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Required, TypedDict, Unpack
 
 import httpx
 
+from verl_steer.chat.deadline import Deadline
 from verl_steer.chat.endpoints import CONNECT_TIMEOUT_S, ChatConfigError, Endpoint, Endpoints, check_url
+from verl_steer.chat.outage import Outage
 from verl_steer.chat.outcome import ChatResult, Outcome
+from verl_steer.chat.slots import Slots
 from verl_steer.chat.structured import Dialect, JsonSchema, dialects, request_fields
 from verl_steer.chat.wire import Fault, Reply, list_models, post
 
 MAX_BACKOFF_S = 20.0
 Message = Mapping[str, Any]
+
+
+class CallOptions(TypedDict, total=False):
+    """The keyword arguments of `ChatClient.complete`, where their meaning stands."""
+
+    key: Required[str]
+    deadline_s: Required[float]
+    max_tokens: Required[int]
+    temperature: float
+    schema: JsonSchema | None
+    attempt: int
+    within: Deadline | None
+
+
+class Chat(Protocol):
+    """What a caller sees of a model: the client itself, or layers around it (journal, cache, audit log)."""
+
+    model: str
+
+    async def complete(self, messages: Sequence[Message], **call: Unpack[CallOptions]) -> ChatResult:
+        """As `ChatClient.complete`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Releases what is held."""
+        ...
 
 
 @dataclass
@@ -39,7 +69,11 @@ class _Call:
     key: str
     headers: dict[str, str]
     secret: str
+    deadline: Deadline
+    trial_s: float
     sent: int = 0
+    waited_s: float = 0.0
+    endpoint: str = ""
     detail: str = ""
 
 
@@ -49,15 +83,19 @@ class ChatClient:
     Args:
         model: Name under which the servers offer the model.
         base_urls: E.g. `http://tutor-0:8000/v1`; all serve the same model.
-        max_concurrency: Requests under way at once: this process's share of the job's limit.
-        attempts: HTTP requests a call may cost; going over to another URL because one cannot be reached,
-            and learning a server's dialect of structured output, are not counted.
+        max_concurrency: Requests under way at once: this process's share of the job's limit. What an
+            endpoint gets shrinks below it when the endpoint says that it is overloaded.
+        attempts: HTTP requests a call may cost. Not counted: answers that say "not now" (429, 502, 503, 504,
+            529), which the deadline bounds; going over to another URL because one cannot be reached; learning a
+            server's dialect of structured output.
         api_key_env: *Name* of the environment variable that holds the API key; read at each call.
         structured_output: auto, response_format, structured_outputs, guided_json or none.
         attempt_timeout_s: Seconds of one attempt, or None: only the call's deadline counts. With a
             limit, a server that hangs costs one attempt and not the call.
         backoff_s: Mean pause before the first retry, roughly; it doubles with each further one.
         max_reply_bytes: A longer HTTP body is not read.
+        outage_s: Seconds to wait while no endpoint serves anybody; then calls raise. 0: do not wait, an
+            unreachable model is a failed call.
 
     Raises:
         ChatConfigError: No URL, or one that is not http(s) or holds a user name, password or query.
@@ -75,13 +113,14 @@ class ChatClient:
         attempt_timeout_s: float | None = None,
         backoff_s: float = 0.5,
         max_reply_bytes: int = 2**20,
+        outage_s: float = 0.0,
     ) -> None:
         for url in base_urls:
             check_url(url)
         if not base_urls or max_concurrency < 1 or attempts < 1:
             raise ChatConfigError("a client needs at least one base URL, one concurrent call and one attempt")
         self.model = model
-        self._endpoints = Endpoints(base_urls)
+        self._endpoints = Endpoints(base_urls, max_concurrency)
         self._max_concurrency = max_concurrency
         self._attempts = attempts
         self._api_key_env = api_key_env
@@ -90,9 +129,11 @@ class ChatClient:
         self._attempt_timeout_s = attempt_timeout_s
         self._backoff_s = backoff_s
         self._max_reply_bytes = max_reply_bytes
+        self._outage_s = outage_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._http: httpx.AsyncClient
-        self._slots: asyncio.Semaphore
+        self._slots: Slots
+        self._outage: Outage | None = None
 
     async def complete(
         self,
@@ -103,19 +144,26 @@ class ChatClient:
         max_tokens: int,
         temperature: float = 0.0,
         schema: JsonSchema | None = None,
+        attempt: int = 0,
+        within: Deadline | None = None,
     ) -> ChatResult:
         """Asks for one completion.
 
         Args:
             messages: OpenAI chat messages.
             key: Stem of the model's seed and of the retries' jitter: the same key, the same choices.
-            deadline_s: Seconds for everything: waiting for a free slot, attempts, pauses.
+            deadline_s: Seconds for the model: attempts and the pauses between them. Waiting for a free slot of
+                our own, and for the end of an outage, is not counted.
             max_tokens: Length of the reply.
             temperature: Of the sampling.
             schema: The reply should follow it; a hint to the server, see `structured.py`.
+            attempt: Which call with this key it is (a repair is another one); the layers' business.
+            within: The caller's own deadline; it runs on in the queue and stands still in an outage.
 
         Raises:
-            ChatConfigError: The API key's environment variable is not set, or holds no possible key.
+            ChatConfigError: The API key's environment variable is not set, or holds no possible key; far too
+                many calls wait.
+            ModelOutage: No endpoint served for `outage_s`.
         """
         started = time.perf_counter()
         secret = self._secret()
@@ -129,27 +177,28 @@ class ChatClient:
             "max_tokens": max_tokens,
             "seed": seed_of(key),
         }
-        call = _Call(body, schema, key, headers, secret)
         self._bind_loop()
+        deadline = Deadline(deadline_s, within)
+        call = _Call(body, schema, key, headers, secret, deadline, self._attempt_timeout_s or deadline_s)
         try:
-            async with asyncio.timeout(deadline_s):
+            async with deadline:
                 await asyncio.sleep(0)  # with no time left, nothing is sent
                 found = await self._with_retries(call)
         except TimeoutError:
             detail = f"no answer within {deadline_s:.3g} s" + (f"; before: {call.detail}" if call.detail else "")
             found = Fault(detail, retry=False, outcome=Outcome.TIMEOUT)
-        latency_s = time.perf_counter() - started
-        if isinstance(found, Fault):
-            return ChatResult(found.outcome, calls=call.sent, latency_s=latency_s, detail=found.detail)
+        reply = found if isinstance(found, Reply) else Reply(found.outcome, "", "", 0, 0, found.detail)
         return ChatResult(
-            found.outcome,
-            found.text,
-            found.finish_reason,
+            reply.outcome,
+            reply.text,
+            reply.finish_reason,
             call.sent,
-            found.prompt_tokens,
-            found.completion_tokens,
-            latency_s,
-            found.detail,
+            reply.prompt_tokens,
+            reply.completion_tokens,
+            time.perf_counter() - started,
+            reply.detail,
+            call.waited_s,
+            call.endpoint,
         )
 
     async def models(self, timeout_s: float = CONNECT_TIMEOUT_S) -> dict[str, list[str] | str]:
@@ -179,34 +228,70 @@ class ChatClient:
 
     async def _with_retries(self, call: _Call) -> Reply | Fault:
         jitter = random.Random(call.key)
-        attempt = failovers = 0
+        attempt = pauses = failovers = 0
         while True:
-            found = await self._attempt(call)
+            found = await self._ride_out(call) if self._is_outage() else await self._attempt(call)
+            if found is None:
+                continue  # the outage is over, and another call found out
             if isinstance(found, Reply) or not found.retry:
                 return found
             call.detail = found.detail
             if found.unreachable and failovers + 1 < len(self._endpoints) and self._endpoints.any_up():
                 failovers += 1
                 continue
-            attempt += 1
+            if self._is_outage():
+                continue
+            attempt += not found.overloaded
             if attempt >= self._attempts:
                 return found
-            await asyncio.sleep(min(MAX_BACKOFF_S, self._backoff_s * 2 ** (attempt - 1)) * jitter.uniform(0.5, 1.5))
+            await asyncio.sleep(min(MAX_BACKOFF_S, self._backoff_s * 2 ** min(pauses, 10)) * jitter.uniform(0.5, 1.5))
+            pauses += 1
+
+    def _is_outage(self) -> bool:
+        return self._outage is not None and self._endpoints.all_down()
+
+    async def _ride_out(self, call: _Call) -> Reply | Fault | None:
+        """Waits for the end of an outage, the clocks of the call and its callers stopped."""
+        assert self._outage is not None
+        began, waited_before = time.perf_counter(), call.waited_s
+
+        async def trial() -> Reply | Fault:
+            try:
+                async with asyncio.timeout(call.trial_s):
+                    return await self._attempt(call)
+            except TimeoutError:
+                return Fault(f"no answer within {call.trial_s:.3g} s", retry=True)
+
+        try:
+            with call.deadline.paused(outer=True):
+                return await self._outage.ride_out(trial, self._endpoints.all_down, call.detail or "see above")
+        finally:
+            call.waited_s = waited_before + time.perf_counter() - began  # the trial's own queueing is part of it
 
     async def _attempt(self, call: _Call) -> Reply | Fault:
-        async with self._slots:
-            with self._endpoints.lease() as endpoint:
-                hold = endpoint.hold_until - asyncio.get_running_loop().time()
-                if hold > 0:
-                    await asyncio.sleep(hold)
-                found = await self._in_its_dialect(call, endpoint)
-                if isinstance(found, Fault) and found.unreachable:
-                    self._endpoints.mark_down(endpoint)
-                else:
-                    self._endpoints.mark_reached(endpoint)
-                if isinstance(found, Fault) and found.retry_after_s:
-                    self._endpoints.hold(endpoint, found.retry_after_s)
+        began = time.perf_counter()
+        with call.deadline.paused():
+            endpoint = await self._slots.take()
+        call.waited_s += time.perf_counter() - began
+        clock = asyncio.get_running_loop().time
+        sent_at = clock()
+        try:
+            found = await self._in_its_dialect(call, endpoint)
+            call.endpoint = endpoint.url
+            if isinstance(found, Reply) or not found.retry:
+                self._endpoints.mark_answered(endpoint)
+                endpoint.limit.grow(endpoint.outstanding)
+                if self._outage is not None:
+                    self._outage.end()
                 return found
+            self._endpoints.mark_unanswered(endpoint, reached=not found.unreachable)
+            if found.overloaded:
+                endpoint.limit.shrink(sent_at, clock(), endpoint.outstanding)
+            if found.retry_after_s:
+                self._endpoints.hold(endpoint, found.retry_after_s)
+            return found
+        finally:
+            self._slots.give_back(endpoint)
 
     async def _in_its_dialect(self, call: _Call, endpoint: Endpoint) -> Reply | Fault:
         """Sends the request; steps down to the next dialect if the server objects to this one.
@@ -241,7 +326,7 @@ class ChatClient:
     # -- settings ----------------------------------------------------------------------------------
 
     def _bind_loop(self) -> None:
-        """Connections and semaphores belong to one event loop; a new loop gets new ones."""
+        """Connections and queues belong to one event loop; a new loop gets new ones."""
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
@@ -256,8 +341,9 @@ class ChatClient:
             headers={"accept-encoding": "identity"},  # no decompression bombs
             verify=_tls(),
         )
-        self._slots = asyncio.Semaphore(self._max_concurrency)
-        self._endpoints.forget()
+        self._endpoints.forget(loop.time())
+        self._slots = Slots(self._endpoints)
+        self._outage = Outage(self.model, self._outage_s) if self._outage_s else None
         self._loop = loop
 
     def _secret(self) -> str:

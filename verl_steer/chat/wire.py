@@ -18,6 +18,8 @@ import httpx
 from verl_steer.chat.outcome import Outcome
 from verl_steer.chat.text import sanitise
 
+# "Not now": too many requests, or a gateway whose server is busy or starting. They speak of the server alone.
+OVERLOAD_STATUS = frozenset({429, 502, 503, 504, 529})
 RETRYABLE_STATUS = frozenset({408, 409, 425, 429})  # and all 5xx; every other 4xx is final
 _EXCERPT_CHARS = 300
 # How servers word that they do not know, or cannot compile, a request for structured output.
@@ -56,6 +58,7 @@ class Fault:
         outcome: FAILED, or BLOCKED where a filter refused the prompt.
         retry_after_s: How long the server asks to be left alone, or None.
         unreachable: No connection came about: another URL may serve at once.
+        overloaded: The server says "not now"; nothing was wrong with the request.
         structure_rejected: The server objects to the fields that ask for structured output.
     """
 
@@ -64,6 +67,7 @@ class Fault:
     outcome: Outcome = Outcome.FAILED
     retry_after_s: float | None = None
     unreachable: bool = False
+    overloaded: bool = False
     structure_rejected: bool = False
 
 
@@ -170,6 +174,7 @@ def _status_fault(response: httpx.Response, data: bytes, url: str, secret: str) 
         detail,
         retry=status in RETRYABLE_STATUS or status >= 500,
         retry_after_s=retry_after(response.headers.get("retry-after")),
+        overloaded=status in OVERLOAD_STATUS,
         structure_rejected=status in (400, 422) and any(word in lowered for word in _STRUCTURE_WORDS),
     )
 
