@@ -106,15 +106,15 @@ async def test_a_huge_body_is_not_read_to_its_end():
 
 
 async def test_retry_after_is_honoured_by_the_call_and_by_all_others():
-    with serve(sequence(error(429, "slow down", {"retry-after": "0.4"}), Completion("hi"))) as server:
+    with serve(sequence(error(429, "slow down", {"retry-after": "2.5"}), Completion("hi"))) as server:
         chat = client(server.base_url, max_concurrency=1)
         started = time.perf_counter()
-        both = [chat.complete(MESSAGES, key=key, deadline_s=0.3, max_tokens=1) for key in ("a", "b")]
+        both = [chat.complete(MESSAGES, key=key, deadline_s=2.0, max_tokens=1) for key in ("a", "b")]
         found = await asyncio.gather(*both)
-        assert time.perf_counter() - started >= 0.4
+        assert time.perf_counter() - started >= 2.5
         await chat.aclose()
     assert [f.outcome for f in found] == [Outcome.OK] * 2 and sorted(f.calls for f in found) == [1, 2]
-    assert all(f.waited_s >= 0.35 for f in found), "the server's pause costs no call its own time"
+    assert all(f.waited_s >= 2.0 for f in found), "the server's pause costs no call its own time"
     with serve(sequence(error(429, "slow down", {"retry-after": "0.4"}), Completion("hi"))) as server:
         alone = await complete(client(server.base_url))
     assert alone.outcome is Outcome.OK and alone.calls == 2 and alone.latency_s >= 0.4
@@ -148,13 +148,13 @@ async def test_the_deadline_covers_a_hang():
 
 
 async def test_waiting_for_a_slot_costs_a_call_none_of_its_time():
-    with serve(lambda body: Wire(b'{"choices": [{"message": {"content": "hi"}}]}', delay_s=0.15)) as server:
+    with serve(lambda body: Wire(b'{"choices": [{"message": {"content": "hi"}}]}', delay_s=0.5)) as server:
         chat = client(server.base_url, max_concurrency=1)
-        calls = [chat.complete(MESSAGES, key=str(i), deadline_s=0.5, max_tokens=1) for i in range(6)]
+        calls = [chat.complete(MESSAGES, key=str(i), deadline_s=2.0, max_tokens=1) for i in range(6)]
         found = await asyncio.gather(*calls)
         await chat.aclose()
     assert [f.outcome for f in found] == [Outcome.OK] * 6
-    assert max(f.latency_s for f in found) > 0.8 > 0.5 > max(f.latency_s - f.waited_s for f in found)
+    assert max(f.latency_s for f in found) > 2.5 > 2.0 > max(f.latency_s - f.waited_s for f in found)
 
 
 async def test_the_callers_own_deadline_bounds_the_wait_for_a_slot():

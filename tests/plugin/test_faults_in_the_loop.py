@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import random
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from tiny_model import build_tiny_vlm
 from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.utils.tokenizer import hf_processor, hf_tokenizer
 
+from verl_steer.chat import endpoints, outage
 from verl_steer.config import SteerConfig, TutorConfig
 from verl_steer.data.rows import script_to_row
 from verl_steer.microworld.lexicon import SHAPES, words_of_charm
@@ -35,7 +37,7 @@ from verl_steer.roles.endpoint_tutor import EndpointTutor
 from verl_steer.roles.layout import parse
 from verl_steer.tcsr import score_dialogue
 from verl_steer.testing.faults import CURABLE, Fault, FaultPlan, faulty, strike
-from verl_steer.testing.server import Completion, serve
+from verl_steer.testing.server import Completion, error, serve
 
 SCRIPTS, SESSIONS = generate("rl", 11, 3), 2
 WAITS = (Fault.HANG, Fault.SLOW_HEADERS, Fault.SLOW_BODY)  # cured by the limit of an attempt: half the call's time
@@ -73,10 +75,11 @@ def model(tmp_path_factory):
 def step(model, monkeypatch):
     tokenizer, processor = model
 
-    async def run(handler, timeout_s=8.0, min_scored=1.0):
+    async def run(handler, timeout_s=8.0, min_scored=1.0, deadline_s=1800.0, scripts=SCRIPTS):
         with serve(handler) as server:
             node = {"kind": "endpoint", "model": "tutor", "base_urls": (server.base_url,), "timeout_s": timeout_s}
-            steer = SteerConfig.from_mapping({"seed": 3, "tutor": node, "dialogue": {"min_scored": min_scored}})
+            dialogue = {"min_scored": min_scored, "deadline_s": deadline_s}
+            steer = SteerConfig.from_mapping({"seed": 3, "tutor": node, "dialogue": dialogue})
             tutor = EndpointTutor(TutorConfig(**node), max_concurrency=8, backoff_s=0.01, outage_s=600)
             rollout = {"prompt_length": 400, "response_length": 1200, "agent": {"num_workers": 1}}
             config = OmegaConf.create(
@@ -105,7 +108,7 @@ def step(model, monkeypatch):
                 record = build_record({**fields["context"], "step": 1}, fields["dialogue"], score_to_dict(score))
                 return record, output.response_ids, output.response_mask
 
-            plays = [play(n, script, s) for n, script in enumerate(SCRIPTS) for s in range(SESSIONS)]
+            plays = [play(n, script, s) for n, script in enumerate(scripts) for s in range(SESSIONS)]
             found = await asyncio.gather(*plays)
             await tutor.aclose()
         return found, server
@@ -150,6 +153,24 @@ async def test_all_curable_faults_together_and_twice_in_a_row_leave_the_records_
     cured, _ = await step(faulty(rule_tutor, plan), timeout_s=30.0)
     assert compared(cured) == compared(clean)
     assert len(plan.hits) >= 8, plan.hits
+
+
+async def test_an_outage_longer_than_a_dialogues_deadline_leaves_the_records_bit_equal(step, monkeypatch):
+    monkeypatch.setattr(endpoints, "SICK_FAILURES", 3)
+    monkeypatch.setattr(endpoints, "SICK_S", 0.2)
+    monkeypatch.setattr(outage, "FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(outage, "MAX_PAUSE_S", 0.5)
+    clean, _ = await step(rule_tutor, scripts=SCRIPTS[:1])
+    began = []
+
+    def comes_back_late(body):
+        began.append(time.monotonic())
+        gone = began[-1] - began[0] < 14.0
+        return error(503, "no backend") if gone else rule_tutor(body)
+
+    waited, server = await step(comes_back_late, timeout_s=8.0, deadline_s=10.0, scripts=SCRIPTS[:1])
+    assert compared(waited) == compared(clean) and {record["cut"] for record, *_ in waited} == {None}
+    assert began[-1] - began[0] >= 14.0 and len(server.requests) < 80, "and the server was not stormed meanwhile"
 
 
 def permanently(plan, hit):

@@ -135,6 +135,7 @@ def test_five_steps_with_faults_that_stay_finish_invent_no_score_and_show_no_key
                 f"steer.tutor.audit_dir={tmp_path}/audit",
                 "trainer.total_training_steps=5",
                 "trainer.save_freq=5",
+                timeout_s=900,
             )
         assert status == 0, output[-6000:]
         assert series(output, "training/global_step") == [1.0, 2.0, 3.0, 4.0, 5.0]
