@@ -176,7 +176,7 @@ async def test_a_queue_far_too_long_is_the_callers_error():
     with serve(lambda body: Wire(delay_s=30)) as server:
         chat = client(server.base_url, max_concurrency=1)
         chat._bind_loop()
-        chat._slots._max_waiting = 2
+        chat._dispatcher.slots._max_waiting = 2
         calls = [asyncio.create_task(chat.complete(MESSAGES, key=str(i), deadline_s=1, max_tokens=1)) for i in range(3)]
         await asyncio.sleep(0.1)
         with pytest.raises(QueueFullError, match="start fewer dialogues"):

@@ -128,6 +128,21 @@ async def test_a_server_on_hold_leaves_its_share_to_the_others():
     assert time.perf_counter() - started < 5
 
 
+async def test_a_server_that_fails_at_once_does_not_draw_all_requests():
+    async def slow(body):
+        await asyncio.sleep(0.03)
+        return Completion("hi")
+
+    with serve(lambda body: error(500, "engine is dead")) as dead, serve(slow) as alive:
+        chat = ChatClient("tutor", [dead.base_url, alive.base_url], max_concurrency=8, attempts=4, backoff_s=0.05)
+        found = await asyncio.gather(
+            *(chat.complete(MESSAGES, key=str(i), deadline_s=60, max_tokens=1) for i in range(100))
+        )
+        await chat.aclose()
+    assert {f.outcome for f in found} == {Outcome.OK}
+    assert len(dead.requests) < 40
+
+
 async def test_first_come_first_served():
     order = []
 
@@ -162,7 +177,7 @@ async def test_cancelled_calls_leave_the_queue_and_lose_no_slot():
             call.cancel()
         found = await asyncio.gather(*calls, return_exceptions=True)
         assert {f.outcome for f in found if not isinstance(f, BaseException)} == {Outcome.OK}
-        assert sum(e.outstanding for e in chat._endpoints) == 0 and not chat._slots._waiting
+        assert sum(e.outstanding for e in chat._endpoints) == 0 and not chat._dispatcher.slots._waiting
         again = await asyncio.gather(
             *(chat.complete(MESSAGES, key=str(i), deadline_s=5, max_tokens=1) for i in range(9))
         )

@@ -11,26 +11,22 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import json
 import os
-import random
 import ssl
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, Required, TypedDict, Unpack
 
 import httpx
 
 from verl_steer.chat.deadline import Deadline
-from verl_steer.chat.endpoints import CONNECT_TIMEOUT_S, ChatConfigError, Endpoint, Endpoints, check_url
+from verl_steer.chat.dispatch import Call, Dispatcher, Retries
+from verl_steer.chat.endpoints import CONNECT_TIMEOUT_S, ChatConfigError, Endpoints, check_url
 from verl_steer.chat.outage import Outage
 from verl_steer.chat.outcome import ChatResult, Outcome
-from verl_steer.chat.slots import Slots
-from verl_steer.chat.structured import Dialect, JsonSchema, dialects, request_fields
-from verl_steer.chat.wire import Fault, Reply, list_models, post
+from verl_steer.chat.structured import JsonSchema, dialects
+from verl_steer.chat.wire import Fault, Reply, list_models
 
-MAX_BACKOFF_S = 20.0
 Message = Mapping[str, Any]
 
 
@@ -58,23 +54,6 @@ class Chat(Protocol):
     async def aclose(self) -> None:
         """Releases what is held."""
         ...
-
-
-@dataclass
-class _Call:
-    """One call under way; what it has cost survives a deadline."""
-
-    body: dict[str, Any]
-    schema: JsonSchema | None
-    key: str
-    headers: dict[str, str]
-    secret: str
-    deadline: Deadline
-    trial_s: float
-    sent: int = 0
-    waited_s: float = 0.0
-    endpoint: str = ""
-    detail: str = ""
 
 
 class ChatClient:
@@ -121,19 +100,15 @@ class ChatClient:
             raise ChatConfigError("a client needs at least one base URL, one concurrent call and one attempt")
         self.model = model
         self._endpoints = Endpoints(base_urls, max_concurrency)
+        self._retries = Retries(attempts, backoff_s, attempt_timeout_s)
         self._max_concurrency = max_concurrency
-        self._attempts = attempts
         self._api_key_env = api_key_env
         self._dialects = dialects(structured_output)
-        self._spoken: dict[str, Dialect] = {}  # base URL -> the dialect it understood
-        self._attempt_timeout_s = attempt_timeout_s
-        self._backoff_s = backoff_s
         self._max_reply_bytes = max_reply_bytes
         self._outage_s = outage_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._http: httpx.AsyncClient
-        self._slots: Slots
-        self._outage: Outage | None = None
+        self._dispatcher: Dispatcher
 
     async def complete(
         self,
@@ -179,11 +154,11 @@ class ChatClient:
         }
         self._bind_loop()
         deadline = Deadline(deadline_s, within)
-        call = _Call(body, schema, key, headers, secret, deadline, self._attempt_timeout_s or deadline_s)
+        call = Call(body, schema, key, headers, secret, deadline, self._retries.attempt_timeout_s or deadline_s)
         try:
             async with deadline:
                 await asyncio.sleep(0)  # with no time left, nothing is sent
-                found = await self._with_retries(call)
+                found = await self._dispatcher.run(call)
         except TimeoutError:
             detail = f"no answer within {deadline_s:.3g} s" + (f"; before: {call.detail}" if call.detail else "")
             found = Fault(detail, retry=False, outcome=Outcome.TIMEOUT)
@@ -224,105 +199,6 @@ class ChatClient:
             await self._http.aclose()
         self._loop = None
 
-    # -- one call ----------------------------------------------------------------------------------
-
-    async def _with_retries(self, call: _Call) -> Reply | Fault:
-        jitter = random.Random(call.key)
-        attempt = pauses = failovers = 0
-        while True:
-            found = await self._ride_out(call) if self._is_outage() else await self._attempt(call)
-            if found is None:
-                continue  # the outage is over, and another call found out
-            if isinstance(found, Reply) or not found.retry:
-                return found
-            call.detail = found.detail
-            if found.unreachable and failovers + 1 < len(self._endpoints) and self._endpoints.any_up():
-                failovers += 1
-                continue
-            if self._is_outage():
-                continue
-            attempt += not found.overloaded
-            if attempt >= self._attempts:
-                return found
-            await asyncio.sleep(min(MAX_BACKOFF_S, self._backoff_s * 2 ** min(pauses, 10)) * jitter.uniform(0.5, 1.5))
-            pauses += 1
-
-    def _is_outage(self) -> bool:
-        return self._outage is not None and self._endpoints.all_down()
-
-    async def _ride_out(self, call: _Call) -> Reply | Fault | None:
-        """Waits for the end of an outage, the clocks of the call and its callers stopped."""
-        assert self._outage is not None
-        began, waited_before = time.perf_counter(), call.waited_s
-
-        async def trial() -> Reply | Fault:
-            try:
-                async with asyncio.timeout(call.trial_s):
-                    return await self._attempt(call)
-            except TimeoutError:
-                return Fault(f"no answer within {call.trial_s:.3g} s", retry=True)
-
-        try:
-            with call.deadline.paused(outer=True):
-                return await self._outage.ride_out(trial, self._endpoints.all_down, call.detail or "see above")
-        finally:
-            call.waited_s = waited_before + time.perf_counter() - began  # the trial's own queueing is part of it
-
-    async def _attempt(self, call: _Call) -> Reply | Fault:
-        began = time.perf_counter()
-        with call.deadline.paused():
-            endpoint = await self._slots.take()
-        call.waited_s += time.perf_counter() - began
-        clock = asyncio.get_running_loop().time
-        sent_at = clock()
-        try:
-            found = await self._in_its_dialect(call, endpoint)
-            call.endpoint = endpoint.url
-            if isinstance(found, Reply) or not found.retry:
-                self._endpoints.mark_answered(endpoint)
-                endpoint.limit.grow(endpoint.outstanding)
-                if self._outage is not None:
-                    self._outage.end()
-                return found
-            self._endpoints.mark_unanswered(endpoint, reached=not found.unreachable)
-            if found.overloaded:
-                endpoint.limit.shrink(sent_at, clock(), endpoint.outstanding)
-            if found.retry_after_s:
-                self._endpoints.hold(endpoint, found.retry_after_s)
-            return found
-        finally:
-            self._slots.give_back(endpoint)
-
-    async def _in_its_dialect(self, call: _Call, endpoint: Endpoint) -> Reply | Fault:
-        """Sends the request; steps down to the next dialect if the server objects to this one.
-
-        A dialect is remembered only once a reply came: an odd 400 must not turn structure off for good.
-        """
-        if call.schema is None:
-            return await self._send(call, endpoint, {})
-        known = self._spoken.get(endpoint.url, self._dialects[0])
-        first: Fault | None = None
-        for dialect in self._dialects[self._dialects.index(known) :]:
-            found = await self._send(call, endpoint, request_fields(dialect, call.schema))
-            if isinstance(found, Reply):
-                self._spoken[endpoint.url] = dialect
-                return found
-            first = first or found
-            if not found.structure_rejected:
-                return found
-        assert first is not None  # there is at least one dialect
-        return first
-
-    async def _send(self, call: _Call, endpoint: Endpoint, fields: dict[str, Any]) -> Reply | Fault:
-        url = f"{endpoint.url}/chat/completions"
-        body = json.dumps(call.body | fields).encode("ascii")
-        call.sent += 1
-        try:
-            async with asyncio.timeout(self._attempt_timeout_s):
-                return await post(self._http, url, call.headers, body, self._max_reply_bytes, call.secret)
-        except TimeoutError:
-            return Fault(f"{url} did not answer within {self._attempt_timeout_s:.3g} s", retry=True)
-
     # -- settings ----------------------------------------------------------------------------------
 
     def _bind_loop(self) -> None:
@@ -342,8 +218,10 @@ class ChatClient:
             verify=_tls(),
         )
         self._endpoints.forget(loop.time())
-        self._slots = Slots(self._endpoints)
-        self._outage = Outage(self.model, self._outage_s) if self._outage_s else None
+        outage = Outage(self.model, self._outage_s) if self._outage_s else None
+        self._dispatcher = Dispatcher(
+            self._http, self._endpoints, self._retries, self._dialects, outage, self._max_reply_bytes
+        )
         self._loop = loop
 
     def _secret(self) -> str:

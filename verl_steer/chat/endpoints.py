@@ -22,6 +22,9 @@ CONNECT_TIMEOUT_S = 10.0
 # A server that can be reached and does not serve is as good as down: this many requests in a row without an
 # answer, and no answer for this long. Both, because many calls may fail within one bad second.
 SICK_FAILURES, SICK_S = 10, 30.0
+# A server that fails at once always has the fewest requests under way and would draw them all: after this many
+# requests in a row without an answer the others are preferred for a while.
+FEW_FAILURES = 3
 
 
 class ChatConfigError(ValueError):
@@ -41,6 +44,7 @@ class Endpoint:
         unanswered: Requests without a usable answer since the last that had one.
         down_until: Until then another URL is preferred.
         hold_until: Until then the server asked to be left alone (Retry-After).
+        trouble: What the last unanswered request met.
     """
 
     url: str
@@ -51,6 +55,7 @@ class Endpoint:
     unanswered: int = 0
     down_until: float = 0.0
     hold_until: float = 0.0
+    trouble: str = ""
 
     def down(self, now: float) -> bool:
         """Whether it serves nobody: no connection at the last try, or no answer for long."""
@@ -112,6 +117,10 @@ class Endpoints:
         now = asyncio.get_running_loop().time()
         return all(e.down(now) for e in self._all)
 
+    def trouble(self) -> str:
+        """What the last requests met, for a person."""
+        return "; ".join(e.trouble or f"{e.url} does not answer" for e in self._all)
+
     @staticmethod
     def mark_answered(endpoint: Endpoint) -> None:
         """A usable answer came, or a final refusal: the server works."""
@@ -119,14 +128,19 @@ class Endpoints:
         endpoint.answered_at = asyncio.get_running_loop().time()
 
     @staticmethod
-    def mark_unanswered(endpoint: Endpoint, reached: bool) -> None:
-        """No usable answer came; `reached` tells whether at least a connection did."""
+    def mark_unanswered(endpoint: Endpoint, reached: bool, trouble: str) -> None:
+        """No usable answer came.
+
+        Args:
+            endpoint: From which.
+            reached: Whether at least a connection came about.
+            trouble: What came instead.
+        """
         endpoint.unanswered += 1
-        if reached:
-            endpoint.unreachable, endpoint.down_until = 0, 0.0
-            return
-        endpoint.unreachable += 1
-        pause = min(MAX_DOWN_S, 2.0 ** min(endpoint.unreachable - 1, 10))
+        endpoint.unreachable = 0 if reached else endpoint.unreachable + 1
+        endpoint.trouble = trouble
+        times = endpoint.unanswered - FEW_FAILURES + 1 if reached else endpoint.unreachable
+        pause = min(MAX_DOWN_S, 2.0 ** min(times - 1, 10)) if times > 0 else 0.0
         endpoint.down_until = asyncio.get_running_loop().time() + pause
 
     @staticmethod

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from verl_steer.chat.endpoints import Endpoints
+
 T = TypeVar("T")
 
 FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 30.0  # between tries; doubled each time
@@ -40,13 +42,12 @@ class Outage:
         self._pause_s = FIRST_PAUSE_S
         self._report_at = 0.0
 
-    async def ride_out(self, attempt: Callable[[], Awaitable[T]], still_down: Callable[[], bool], why: str) -> T | None:
+    async def ride_out(self, attempt: Callable[[], Awaitable[T]], endpoints: Endpoints) -> T | None:
         """Waits for the end of the outage; one of the waiting calls at a time tries with a request of its own.
 
         Args:
             attempt: Sends a request.
-            still_down: Tells after it whether no endpoint serves yet.
-            why: What the last request met, for the log.
+            endpoints: Tell after it whether still none serves, and why.
 
         Returns:
             What the request that ended the outage brought, to the call that sent it; None to the others.
@@ -56,7 +57,7 @@ class Outage:
         """
         loop = asyncio.get_running_loop()
         if self._began is None:
-            self._begin(loop.time(), why)
+            self._begin(loop.time(), endpoints.trouble())
         while True:
             async with self._trying:
                 if self._began is None:
@@ -64,14 +65,14 @@ class Outage:
                 elapsed = loop.time() - self._began
                 if elapsed >= self._limit_s:
                     raise ModelOutage(
-                        f"no endpoint of the model {self._model!r} has served for {elapsed:.0f} s ({why})"
+                        f"no endpoint of the model {self._model!r} has served for {elapsed:.0f} s ({endpoints.trouble()})"
                     )
                 self._report(elapsed)
                 if await self._interrupted(min(self._pause_s, self._limit_s - elapsed)):
                     return None
                 self._pause_s = min(MAX_PAUSE_S, 2 * self._pause_s)
                 found = await attempt()
-                if not still_down():
+                if not endpoints.all_down():
                     self.end()
                     return found
 
