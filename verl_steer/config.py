@@ -23,6 +23,7 @@ __all__ = [
     "AdvantageConfig",
     "ConfigError",
     "DialogueConfig",
+    "FallbackConfig",
     "RecordsConfig",
     "Reward",
     "RewardConfig",
@@ -32,6 +33,24 @@ __all__ = [
     "WorldConfig",
     "world_root",
 ]
+
+
+@dataclass(frozen=True)
+class FallbackConfig:
+    """`steer.tutor.fallback`: who judges a reply that the tutor blocked or refused to judge; nobody by default."""
+
+    model: str = ""
+    base_urls: tuple[str, ...] = ()
+    api_key_env: str | None = None
+
+    def __post_init__(self) -> None:
+        variable_name("steer.tutor.fallback.api_key_env", self.api_key_env)
+        if bool(self.model) != bool(self.base_urls):
+            raise ConfigError("steer.tutor.fallback needs both model and base_urls, or neither (no fallback judge)")
+        _http_urls("steer.tutor.fallback.base_urls", self.base_urls)
+
+    def __bool__(self) -> bool:
+        return bool(self.model)
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,9 @@ class TutorConfig:
     max_tokens: int = 1024
     structured_output: str = "auto"
     max_question_chars: int = 600
+    outage_s: float = 1800.0
+    audit_dir: str | None = None
+    fallback: FallbackConfig = field(default_factory=FallbackConfig)
 
     KINDS = ("endpoint", "microworld")
     DIALECTS = ("auto", "response_format", "structured_outputs", "guided_json", "none")
@@ -60,6 +82,7 @@ class TutorConfig:
             positive(f"steer.tutor.{name}", getattr(self, name))
         positive("steer.tutor.timeout_s", self.timeout_s)
         not_negative("steer.tutor.temperature", self.temperature)
+        not_negative("steer.tutor.outage_s", self.outage_s)
         variable_name("steer.tutor.api_key_env", self.api_key_env)
         if self.kind == "endpoint":
             if not self.base_urls:
@@ -68,9 +91,13 @@ class TutorConfig:
                 )
             if not self.model:
                 raise ConfigError("steer.tutor.model is empty: give the name under which the server offers the tutor")
-            for url in self.base_urls:
-                if not url.startswith(("http://", "https://")):
-                    raise ConfigError(f"steer.tutor.base_urls: {url!r} is no http(s) URL")
+            _http_urls("steer.tutor.base_urls", self.base_urls)
+
+
+def _http_urls(where: str, urls: tuple[str, ...]) -> None:
+    for url in urls:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"{where}: {url!r} is no http(s) URL")
 
 
 @dataclass(frozen=True)

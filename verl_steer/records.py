@@ -114,6 +114,7 @@ def _turn_to_dict(turn: Turn) -> Record:
         if scores
         else None,
         "reason": verdict.reason if verdict else "",
+        "judge": verdict.judge if verdict else "",
         "reply_tokens": turn.reply_tokens,
         "truncated": turn.truncated,
         "latency_s": turn.latency_s,
@@ -125,7 +126,7 @@ def _turn_from_dict(data: Record) -> Turn:
     verdict = None
     if data["outcome"] is not None:
         scores = TutorScores(**data["scores"]) if data["scores"] else None
-        verdict = Verdict(Outcome(data["outcome"]), scores, data.get("reason", ""))
+        verdict = Verdict(Outcome(data["outcome"]), scores, data.get("reason", ""), data.get("judge", "tutor"))
     return Turn(
         planned=UserTurn(data["planned"]),
         asked=data["asked"],

@@ -68,12 +68,14 @@ class Verdict:
         outcome: How the call ended.
         scores: Present if and only if the outcome is OK -- or REFUSED with scores, when a tutor
             assessed the reply but declined to write the next attack.
-        reason: The tutor's reason, or what went wrong.
+        reason: The judge's reason, or what went wrong.
+        judge: Who gave it: "tutor", or "fallback" where the tutor would not and a fallback judge did.
     """
 
     outcome: Outcome
     scores: TutorScores | None = None
     reason: str = ""
+    judge: str = "tutor"
 
     def __post_init__(self) -> None:
         if self.outcome is Outcome.OK and self.scores is None:

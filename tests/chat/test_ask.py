@@ -51,7 +51,7 @@ async def test_there_is_one_repair_only():
 @pytest.mark.parametrize(
     ("second", "outcome"),
     [
-        (error(503, "gone"), Outcome.FAILED),
+        (error(500, "gone"), Outcome.FAILED),
         (Completion("", "content_filter"), Outcome.BLOCKED),
         (Completion("", refusal="no"), Outcome.REFUSED),
         (Wire(delay_s=30), Outcome.TIMEOUT),

@@ -8,8 +8,10 @@ import time
 import pytest
 
 from verl_steer.chat.client import ChatClient, seed_of
+from verl_steer.chat.deadline import Deadline
 from verl_steer.chat.endpoints import ChatConfigError
 from verl_steer.chat.outcome import Outcome
+from verl_steer.chat.slots import QueueFullError
 from verl_steer.chat.structured import JsonSchema
 from verl_steer.chat.wire import retry_after
 from verl_steer.testing.server import Completion, Wire, error, serve
@@ -104,14 +106,15 @@ async def test_a_huge_body_is_not_read_to_its_end():
 
 
 async def test_retry_after_is_honoured_by_the_call_and_by_all_others():
-    with serve(sequence(error(429, "slow down", {"retry-after": "0.4"}), Completion("hi"))) as server:
-        chat = client(server.base_url, attempts=1)
+    with serve(sequence(error(429, "slow down", {"retry-after": "2.5"}), Completion("hi"))) as server:
+        chat = client(server.base_url, max_concurrency=1)
         started = time.perf_counter()
-        first = await chat.complete(MESSAGES, key="a", deadline_s=5, max_tokens=1)
-        second = await chat.complete(MESSAGES, key="b", deadline_s=5, max_tokens=1)
-        assert time.perf_counter() - started >= 0.4
+        both = [chat.complete(MESSAGES, key=key, deadline_s=2.0, max_tokens=1) for key in ("a", "b")]
+        found = await asyncio.gather(*both)
+        assert time.perf_counter() - started >= 2.5
         await chat.aclose()
-    assert (first.outcome, second.outcome, len(server.requests)) == (Outcome.FAILED, Outcome.OK, 2)
+    assert [f.outcome for f in found] == [Outcome.OK] * 2 and sorted(f.calls for f in found) == [1, 2]
+    assert all(f.waited_s >= 2.0 for f in found), "the server's pause costs no call its own time"
     with serve(sequence(error(429, "slow down", {"retry-after": "0.4"}), Completion("hi"))) as server:
         alone = await complete(client(server.base_url))
     assert alone.outcome is Outcome.OK and alone.calls == 2 and alone.latency_s >= 0.4
@@ -144,15 +147,64 @@ async def test_the_deadline_covers_a_hang():
     assert found.latency_s >= 0.19 and time.perf_counter() - started < 3
 
 
-async def test_the_deadline_covers_waiting_for_a_slot():
+async def test_waiting_for_a_slot_costs_a_call_none_of_its_time():
+    with serve(lambda body: Wire(b'{"choices": [{"message": {"content": "hi"}}]}', delay_s=0.5)) as server:
+        chat = client(server.base_url, max_concurrency=1)
+        calls = [chat.complete(MESSAGES, key=str(i), deadline_s=2.0, max_tokens=1) for i in range(6)]
+        found = await asyncio.gather(*calls)
+        await chat.aclose()
+    assert [f.outcome for f in found] == [Outcome.OK] * 6
+    assert max(f.latency_s for f in found) > 2.5 > 2.0 > max(f.latency_s - f.waited_s for f in found)
+
+
+async def test_the_callers_own_deadline_bounds_the_wait_for_a_slot():
     with serve(lambda body: Wire(delay_s=30)) as server:
         chat = client(server.base_url, max_concurrency=1)
-        found = await asyncio.gather(
-            *(chat.complete(MESSAGES, key=str(i), deadline_s=0.2 + 0.1 * (1 - i), max_tokens=1) for i in range(2))
-        )
+        stuck = asyncio.create_task(chat.complete(MESSAGES, key="a", deadline_s=20, max_tokens=1))
+        await asyncio.sleep(0.1)
+        started = time.perf_counter()
+        with pytest.raises(TimeoutError):
+            async with Deadline(0.2) as dialogue:
+                await chat.complete(MESSAGES, key="b", deadline_s=20, max_tokens=1, within=dialogue)
+        assert time.perf_counter() - started < 2 and len(server.requests) == 1
+        stuck.cancel()
+        await asyncio.gather(stuck, return_exceptions=True)
         await chat.aclose()
-    assert [f.outcome for f in found] == [Outcome.TIMEOUT] * 2
-    assert [f.calls for f in found] == [1, 0]
+
+
+async def test_a_queue_far_too_long_is_the_callers_error():
+    with serve(lambda body: Wire(delay_s=30)) as server:
+        chat = client(server.base_url, max_concurrency=1)
+        chat._bind_loop()
+        chat._dispatcher.slots._max_waiting = 2
+        calls = [asyncio.create_task(chat.complete(MESSAGES, key=str(i), deadline_s=1, max_tokens=1)) for i in range(3)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(QueueFullError, match="start fewer dialogues"):
+            await chat.complete(MESSAGES, key="d", deadline_s=1, max_tokens=1)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await chat.aclose()
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504, 529])
+async def test_not_now_costs_no_attempt_and_ends_with_the_deadline(status):
+    with serve(sequence(*[error(status, "not now")] * 7, Completion("hi"))) as server:
+        cured = await complete(client(server.base_url, attempts=1))
+    assert (cured.outcome, cured.calls) == (Outcome.OK, 8)
+    with serve(lambda body: error(status, "not now")) as server:
+        lost = await complete(client(server.base_url, attempts=1), deadline_s=0.3)
+    assert lost.outcome is Outcome.TIMEOUT and "not now" in lost.detail
+
+
+async def test_there_is_one_layer_of_retries():
+    """What a call says it sent is what the server saw: nothing below or above asks again by itself."""
+    with serve(lambda body: error(500, "broken")) as server:
+        found = await complete(client(server.base_url, attempts=3))
+        assert (found.outcome, found.calls, len(server.requests)) == (Outcome.FAILED, 3, 3)
+    with serve(lambda body: Wire(cut="before")) as server:
+        found = await complete(client(server.base_url, attempts=3))
+        assert (found.outcome, found.calls, len(server.requests)) == (Outcome.FAILED, 3, 3)
 
 
 async def test_the_deadline_covers_retries_and_tells_what_came_before():

@@ -6,12 +6,12 @@ bad one; after it the outcome is `unparseable`, which is missing data and not an
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from verl_steer.chat.client import ChatClient, Message
+from verl_steer.chat.client import Chat, Message
+from verl_steer.chat.deadline import Deadline
 from verl_steer.chat.outcome import ChatResult, Outcome
 from verl_steer.chat.structured import ReplyError, StrictReply, parse_reply, schema_of
 from verl_steer.chat.text import sanitise
@@ -35,7 +35,7 @@ class Answer(Generic[T]):
 
 
 async def ask(
-    client: ChatClient,
+    client: Chat,
     messages: Sequence[Message],
     reply_type: type[T],
     *,
@@ -44,6 +44,7 @@ async def ask(
     max_tokens: int,
     temperature: float = 0.0,
     flaw: Callable[[T], str | None] = lambda reply: None,
+    within: Deadline | None = None,
 ) -> Answer[T]:
     """Asks for a `reply_type`.
 
@@ -52,31 +53,40 @@ async def ask(
         messages: The prompt.
         reply_type: What the reply is; its validators may object to values, and their message goes to the model.
         key: As in `ChatClient.complete`.
-        deadline_s: Seconds for both calls together.
+        deadline_s: Seconds for both calls together; see `ChatClient.complete` for what counts.
         max_tokens: Of each reply.
         temperature: Of the sampling.
         flaw: Says what is wrong with a valid reply that is worth the repair, or None. Unlike an invalid reply it
             is not lost: if the repair brings nothing valid, it stands, and if the repair has the flaw too, the
             caller gets that one. Which part of it is unusable, the caller knows.
+        within: The caller's own deadline.
 
     Raises:
         ChatConfigError: As `ChatClient.complete`.
+        ModelOutage: Likewise.
     """
-    schema, started = schema_of(reply_type), time.perf_counter()
+    schema = schema_of(reply_type)
 
-    async def call(prompt: Sequence[Message]) -> ChatResult:
-        left = deadline_s - (time.perf_counter() - started)
+    async def call(prompt: Sequence[Message], attempt: int, left_s: float) -> ChatResult:
         return await client.complete(
-            prompt, key=key, deadline_s=left, max_tokens=max_tokens, temperature=temperature, schema=schema
+            prompt,
+            key=key,
+            deadline_s=left_s,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            schema=schema,
+            attempt=attempt,
+            within=within,
         )
 
-    first = await call(messages)
+    first = await call(messages, 0, deadline_s)
     if first.outcome is not Outcome.OK:
         return Answer(_given_all_the_same(first, reply_type), first)
     value, error = _read(first, reply_type)
     if value is not None and not (error := flaw(value) or ""):
         return Answer(value, first)
-    second = await call([*messages, *_repair(first, error)])
+    left_s = deadline_s - (first.latency_s - first.waited_s)
+    second = await call([*messages, *_repair(first, error)], 1, left_s)
     both = _sum(first, second)
     mended, error_after = _read(second, reply_type) if second.outcome is Outcome.OK else (None, second.detail)
     if mended is not None:
@@ -114,4 +124,5 @@ def _sum(first: ChatResult, second: ChatResult) -> ChatResult:
         prompt_tokens=first.prompt_tokens + second.prompt_tokens,
         completion_tokens=first.completion_tokens + second.completion_tokens,
         latency_s=first.latency_s + second.latency_s,
+        waited_s=first.waited_s + second.waited_s,
     )

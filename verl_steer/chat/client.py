@@ -1,8 +1,9 @@
 """The one way to talk to a model: OpenAI-compatible chat completions over HTTP.
 
 A tutor is thousands of concurrent calls a step, and what goes wrong there must neither stop training
-nor become a number. So a call never raises for what a model or a network does, has one deadline over
-everything (waiting included), and is retried in this one layer only: retries of several layers multiply.
+nor become a number. So a call never raises for what a model or a network does (but for an outage of every
+server, where that is asked for), has one deadline over all its attempts, and is retried in this one layer
+only: retries of several layers multiply. `docs/tutor.md` walks through a call.
 """
 
 from __future__ import annotations
@@ -10,38 +11,50 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import json
 import os
-import random
 import ssl
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Required, TypedDict, Unpack
 
 import httpx
 
-from verl_steer.chat.endpoints import CONNECT_TIMEOUT_S, ChatConfigError, Endpoint, Endpoints, check_url
+from verl_steer.chat.deadline import Deadline
+from verl_steer.chat.dispatch import Call, Dispatcher, Retries
+from verl_steer.chat.endpoints import CONNECT_TIMEOUT_S, ChatConfigError, Endpoints, check_url
+from verl_steer.chat.outage import Outage
 from verl_steer.chat.outcome import ChatResult, Outcome
 from verl_steer.chat.pool import Pool
-from verl_steer.chat.structured import Dialect, JsonSchema, dialects, request_fields
-from verl_steer.chat.wire import Fault, Reply, list_models, post
+from verl_steer.chat.structured import JsonSchema, dialects
+from verl_steer.chat.wire import Fault, Reply, list_models
 
-MAX_BACKOFF_S = 20.0
 Message = Mapping[str, Any]
 
 
-@dataclass
-class _Call:
-    """One call under way; what it has cost survives a deadline."""
+class CallOptions(TypedDict, total=False):
+    """The keyword arguments of `ChatClient.complete`, where their meaning stands."""
 
-    body: dict[str, Any]
+    key: Required[str]
+    deadline_s: Required[float]
+    max_tokens: Required[int]
+    temperature: float
     schema: JsonSchema | None
-    key: str
-    headers: dict[str, str]
-    secret: str
-    sent: int = 0
-    detail: str = ""
+    attempt: int
+    within: Deadline | None
+
+
+class Chat(Protocol):
+    """What a caller sees of a model: the client itself, or layers around it (journal, cache, audit log)."""
+
+    model: str
+
+    async def complete(self, messages: Sequence[Message], **call: Unpack[CallOptions]) -> ChatResult:
+        """As `ChatClient.complete`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Releases what is held."""
+        ...
 
 
 class ChatClient:
@@ -50,15 +63,19 @@ class ChatClient:
     Args:
         model: Name under which the servers offer the model.
         base_urls: E.g. `http://tutor-0:8000/v1`; all serve the same model.
-        max_concurrency: Requests under way at once: this process's share of the job's limit.
-        attempts: HTTP requests a call may cost; going over to another URL because one cannot be reached,
-            and learning a server's dialect of structured output, are not counted.
+        max_concurrency: Requests under way at once: this process's share of the job's limit. What an
+            endpoint gets shrinks below it when the endpoint says that it is overloaded.
+        attempts: HTTP requests a call may cost. Not counted: answers that say "not now" (429, 502, 503, 504,
+            529), which the deadline bounds; going over to another URL because one cannot be reached; learning a
+            server's dialect of structured output.
         api_key_env: *Name* of the environment variable that holds the API key; read at each call.
         structured_output: auto, response_format, structured_outputs, guided_json or none.
         attempt_timeout_s: Seconds of one attempt, or None: only the call's deadline counts. With a
             limit, a server that hangs costs one attempt and not the call.
         backoff_s: Mean pause before the first retry, roughly; it doubles with each further one.
         max_reply_bytes: A longer HTTP body is not read.
+        outage_s: Seconds to wait while no endpoint serves anybody; then calls raise. 0: do not wait, an
+            unreachable model is a failed call.
 
     Raises:
         ChatConfigError: No URL, or one that is not http(s) or holds a user name, password or query.
@@ -76,24 +93,23 @@ class ChatClient:
         attempt_timeout_s: float | None = None,
         backoff_s: float = 0.5,
         max_reply_bytes: int = 2**20,
+        outage_s: float = 0.0,
     ) -> None:
         for url in base_urls:
             check_url(url)
         if not base_urls or max_concurrency < 1 or attempts < 1:
             raise ChatConfigError("a client needs at least one base URL, one concurrent call and one attempt")
         self.model = model
-        self._endpoints = Endpoints(base_urls)
+        self._endpoints = Endpoints(base_urls, max_concurrency)
+        self._retries = Retries(attempts, backoff_s, attempt_timeout_s)
         self._max_concurrency = max_concurrency
-        self._attempts = attempts
         self._api_key_env = api_key_env
         self._dialects = dialects(structured_output)
-        self._spoken: dict[str, Dialect] = {}  # base URL -> the dialect it understood
-        self._attempt_timeout_s = attempt_timeout_s
-        self._backoff_s = backoff_s
         self._max_reply_bytes = max_reply_bytes
+        self._outage_s = outage_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._http: httpx.AsyncClient
-        self._slots: asyncio.Semaphore
+        self._dispatcher: Dispatcher
 
     async def complete(
         self,
@@ -104,19 +120,26 @@ class ChatClient:
         max_tokens: int,
         temperature: float = 0.0,
         schema: JsonSchema | None = None,
+        attempt: int = 0,
+        within: Deadline | None = None,
     ) -> ChatResult:
         """Asks for one completion.
 
         Args:
             messages: OpenAI chat messages.
             key: Stem of the model's seed and of the retries' jitter: the same key, the same choices.
-            deadline_s: Seconds for everything: waiting for a free slot, attempts, pauses.
+            deadline_s: Seconds for the model: attempts and the pauses between them. Waiting for a free slot of
+                our own, and for the end of an outage, is not counted.
             max_tokens: Length of the reply.
             temperature: Of the sampling.
             schema: The reply should follow it; a hint to the server, see `structured.py`.
+            attempt: Which call with this key it is (a repair is another one); the layers' business.
+            within: The caller's own deadline; it runs on in the queue and stands still in an outage.
 
         Raises:
-            ChatConfigError: The API key's environment variable is not set, or holds no possible key.
+            ChatConfigError: The API key's environment variable is not set, or holds no possible key; far too
+                many calls wait.
+            ModelOutage: No endpoint served for `outage_s`.
         """
         started = time.perf_counter()
         secret = self._secret()
@@ -130,27 +153,28 @@ class ChatClient:
             "max_tokens": max_tokens,
             "seed": seed_of(key),
         }
-        call = _Call(body, schema, key, headers, secret)
         self._bind_loop()
+        deadline = Deadline(deadline_s, within)
+        call = Call(body, schema, key, headers, secret, deadline, self._retries.attempt_timeout_s or deadline_s)
         try:
-            async with asyncio.timeout(deadline_s):
+            async with deadline:
                 await asyncio.sleep(0)  # with no time left, nothing is sent
-                found = await self._with_retries(call)
+                found = await self._dispatcher.run(call)
         except TimeoutError:
             detail = f"no answer within {deadline_s:.3g} s" + (f"; before: {call.detail}" if call.detail else "")
             found = Fault(detail, retry=False, outcome=Outcome.TIMEOUT)
-        latency_s = time.perf_counter() - started
-        if isinstance(found, Fault):
-            return ChatResult(found.outcome, calls=call.sent, latency_s=latency_s, detail=found.detail)
+        reply = found if isinstance(found, Reply) else Reply(found.outcome, "", "", 0, 0, found.detail)
         return ChatResult(
-            found.outcome,
-            found.text,
-            found.finish_reason,
+            reply.outcome,
+            reply.text,
+            reply.finish_reason,
             call.sent,
-            found.prompt_tokens,
-            found.completion_tokens,
-            latency_s,
-            found.detail,
+            reply.prompt_tokens,
+            reply.completion_tokens,
+            time.perf_counter() - started,
+            reply.detail,
+            call.waited_s,
+            call.endpoint,
         )
 
     async def models(self, timeout_s: float = CONNECT_TIMEOUT_S) -> dict[str, list[str] | str]:
@@ -176,73 +200,10 @@ class ChatClient:
             await self._http.aclose()
         self._loop = None
 
-    # -- one call ----------------------------------------------------------------------------------
-
-    async def _with_retries(self, call: _Call) -> Reply | Fault:
-        jitter = random.Random(call.key)
-        attempt = failovers = 0
-        while True:
-            found = await self._attempt(call)
-            if isinstance(found, Reply) or not found.retry:
-                return found
-            call.detail = found.detail
-            if found.unreachable and failovers + 1 < len(self._endpoints) and self._endpoints.any_up():
-                failovers += 1
-                continue
-            attempt += 1
-            if attempt >= self._attempts:
-                return found
-            await asyncio.sleep(min(MAX_BACKOFF_S, self._backoff_s * 2 ** (attempt - 1)) * jitter.uniform(0.5, 1.5))
-
-    async def _attempt(self, call: _Call) -> Reply | Fault:
-        async with self._slots:
-            with self._endpoints.lease() as endpoint:
-                hold = endpoint.hold_until - asyncio.get_running_loop().time()
-                if hold > 0:
-                    await asyncio.sleep(hold)
-                found = await self._in_its_dialect(call, endpoint)
-                if isinstance(found, Fault) and found.unreachable:
-                    self._endpoints.mark_down(endpoint)
-                else:
-                    self._endpoints.mark_reached(endpoint)
-                if isinstance(found, Fault) and found.retry_after_s:
-                    self._endpoints.hold(endpoint, found.retry_after_s)
-                return found
-
-    async def _in_its_dialect(self, call: _Call, endpoint: Endpoint) -> Reply | Fault:
-        """Sends the request; steps down to the next dialect if the server objects to this one.
-
-        A dialect is remembered only once a reply came: an odd 400 must not turn structure off for good.
-        """
-        if call.schema is None:
-            return await self._send(call, endpoint, {})
-        known = self._spoken.get(endpoint.url, self._dialects[0])
-        first: Fault | None = None
-        for dialect in self._dialects[self._dialects.index(known) :]:
-            found = await self._send(call, endpoint, request_fields(dialect, call.schema))
-            if isinstance(found, Reply):
-                self._spoken[endpoint.url] = dialect
-                return found
-            first = first or found
-            if not found.structure_rejected:
-                return found
-        assert first is not None  # there is at least one dialect
-        return first
-
-    async def _send(self, call: _Call, endpoint: Endpoint, fields: dict[str, Any]) -> Reply | Fault:
-        url = f"{endpoint.url}/chat/completions"
-        body = json.dumps(call.body | fields).encode("ascii")
-        call.sent += 1
-        try:
-            async with asyncio.timeout(self._attempt_timeout_s):
-                return await post(self._http, url, call.headers, body, self._max_reply_bytes, call.secret)
-        except TimeoutError:
-            return Fault(f"{url} did not answer within {self._attempt_timeout_s:.3g} s", retry=True)
-
     # -- settings ----------------------------------------------------------------------------------
 
     def _bind_loop(self) -> None:
-        """Connections and semaphores belong to one event loop; a new loop gets new ones."""
+        """Connections and queues belong to one event loop; a new loop gets new ones."""
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
@@ -252,8 +213,11 @@ class ChatClient:
             transport=Pool(_tls(), keepalive_s=4.0),
             headers={"accept-encoding": "identity"},  # no decompression bombs
         )
-        self._slots = asyncio.Semaphore(self._max_concurrency)
-        self._endpoints.forget()
+        self._endpoints.forget(loop.time())
+        outage = Outage(self.model, self._outage_s) if self._outage_s else None
+        self._dispatcher = Dispatcher(
+            self._http, self._endpoints, self._retries, self._dialects, outage, self._max_reply_bytes
+        )
         self._loop = loop
 
     def _secret(self) -> str:

@@ -1,23 +1,30 @@
 """Several base URLs behind one client: which one a request goes to.
 
-The one with the fewest requests under way, among those that are up. A dead server would otherwise win
-that comparison for ever, since it never has a request under way for long.
+The one with the fewest requests under way, among those that are up and have room. A dead server would
+otherwise win that comparison for ever, since it never has a request under way for long.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
+
+from verl_steer.chat.limits import AdaptiveLimit
 
 MAX_DOWN_S = 30.0
 # A server may ask for more; it is asked again once a minute all the same, so that one odd header does
 # not take it out for an hour.
 MAX_HOLD_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
+# A server that can be reached and does not serve is as good as down: this many requests in a row without an
+# answer, and no answer for this long. Both, because many calls may fail within one bad second.
+SICK_FAILURES, SICK_S = 10, 30.0
+# A server that fails at once always has the fewest requests under way and would draw them all: after this many
+# requests in a row without an answer the others are preferred for a while.
+FEW_FAILURES = 3
 
 
 class ChatConfigError(ValueError):
@@ -30,25 +37,44 @@ class Endpoint:
 
     Attributes:
         url: Without a trailing slash.
+        limit: How many requests it gets at once.
+        answered_at: When it last answered; at first, when it was first looked at.
         outstanding: Requests under way.
-        failures: Connections refused since the last that came about.
+        unreachable: Connections that did not come about since the last that did.
+        unanswered: Requests without a usable answer since the last that had one.
         down_until: Until then another URL is preferred.
         hold_until: Until then the server asked to be left alone (Retry-After).
+        trouble: What the last unanswered request met.
     """
 
     url: str
+    limit: AdaptiveLimit
+    answered_at: float = 0.0
     outstanding: int = 0
-    failures: int = 0
+    unreachable: int = 0
+    unanswered: int = 0
     down_until: float = 0.0
     hold_until: float = 0.0
+    trouble: str = ""
+
+    def down(self, now: float) -> bool:
+        """Whether it serves nobody: no connection at the last try, or no answer for long."""
+        return bool(self.unreachable) or (self.unanswered >= SICK_FAILURES and now - self.answered_at >= SICK_S)
 
 
 class Endpoints:
-    """The base URLs of one client."""
+    """The base URLs of one client.
 
-    def __init__(self, base_urls: Sequence[str]) -> None:
-        self._all = [Endpoint(url.rstrip("/")) for url in base_urls]
+    Args:
+        base_urls: At least one.
+        max_concurrency: Requests under way at once, over all of them; one alone may get them all.
+    """
+
+    def __init__(self, base_urls: Sequence[str], max_concurrency: int) -> None:
+        self._urls = [url.rstrip("/") for url in base_urls]
+        self._max_concurrency = max_concurrency
         self._turn = 0
+        self.forget(0.0)
 
     def __len__(self) -> int:
         return len(self._all)
@@ -56,43 +82,65 @@ class Endpoints:
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self._all)
 
-    def forget(self) -> None:
-        """Starts afresh on another event loop, whose clock has another zero."""
-        self._all = [Endpoint(endpoint.url) for endpoint in self._all]
+    def forget(self, now: float) -> None:
+        """Starts afresh on another event loop, whose clock shows `now`."""
+        self._all = [Endpoint(url, AdaptiveLimit(self._max_concurrency), answered_at=now) for url in self._urls]
 
-    @contextmanager
-    def lease(self) -> Iterator[Endpoint]:
-        """The best endpoint now, counted as busy inside the block; `hold_until` may still lie ahead."""
+    def take(self) -> Endpoint | None:
+        """The best endpoint with room, counted as busy; None if there is none now."""
         now = asyncio.get_running_loop().time()
+        if sum(e.outstanding for e in self._all) >= self._max_concurrency:
+            return None
+        free = [(i, e) for i, e in enumerate(self._all) if e.hold_until <= now and e.outstanding < e.limit.now]
+        up = [(i, e) for i, e in free if e.down_until <= now]
+        if not free or (not up and any(e.down_until <= now for e in self._all)):
+            return None  # waiting for a busy server beats asking a dead one
         self._turn += 1  # equals take turns
-        rotation = {id(e): (i - self._turn) % len(self._all) for i, e in enumerate(self._all)}
-        best = min(
-            self._all,
-            key=lambda e: (max(0.0, e.hold_until - now), e.down_until > now, e.outstanding, rotation[id(e)]),
-        )
-        if best.failures:
+        _, best = min(up or free, key=lambda x: (x[1].outstanding, (x[0] - self._turn) % len(self._all)))
+        if best.unreachable:
             best.down_until = now + CONNECT_TIMEOUT_S  # one request tries whether it is back, not all
         best.outstanding += 1
-        try:
-            yield best
-        finally:
-            best.outstanding -= 1
+        return best
+
+    def next_change(self) -> float | None:
+        """When the next pause of an endpoint ends; None if none pauses."""
+        now = asyncio.get_running_loop().time()
+        return min((t for e in self._all for t in (e.hold_until, e.down_until) if t > now), default=None)
 
     def any_up(self) -> bool:
         """Whether some endpoint is neither down nor on hold."""
         now = asyncio.get_running_loop().time()
         return any(e.down_until <= now and e.hold_until <= now for e in self._all)
 
-    @staticmethod
-    def mark_reached(endpoint: Endpoint) -> None:
-        """A connection came about."""
-        endpoint.failures, endpoint.down_until = 0, 0.0
+    def all_down(self) -> bool:
+        """Whether no endpoint serves anybody."""
+        now = asyncio.get_running_loop().time()
+        return all(e.down(now) for e in self._all)
+
+    def trouble(self) -> str:
+        """What the last requests met, for a person."""
+        return "; ".join(e.trouble or f"{e.url} does not answer" for e in self._all)
 
     @staticmethod
-    def mark_down(endpoint: Endpoint) -> None:
-        """No connection came about."""
-        endpoint.failures += 1
-        pause = min(MAX_DOWN_S, 2.0 ** min(endpoint.failures - 1, 10))
+    def mark_answered(endpoint: Endpoint) -> None:
+        """A usable answer came, or a final refusal: the server works."""
+        endpoint.unreachable, endpoint.unanswered, endpoint.down_until = 0, 0, 0.0
+        endpoint.answered_at = asyncio.get_running_loop().time()
+
+    @staticmethod
+    def mark_unanswered(endpoint: Endpoint, reached: bool, trouble: str) -> None:
+        """No usable answer came.
+
+        Args:
+            endpoint: From which.
+            reached: Whether at least a connection came about.
+            trouble: What came instead.
+        """
+        endpoint.unanswered += 1
+        endpoint.unreachable = 0 if reached else endpoint.unreachable + 1
+        endpoint.trouble = trouble
+        times = endpoint.unanswered - FEW_FAILURES + 1 if reached else endpoint.unreachable
+        pause = min(MAX_DOWN_S, 2.0 ** min(times - 1, 10)) if times > 0 else 0.0
         endpoint.down_until = asyncio.get_running_loop().time() + pause
 
     @staticmethod

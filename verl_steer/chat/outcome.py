@@ -30,11 +30,13 @@ class ChatResult:
         outcome: OK, FAILED, TIMEOUT, REFUSED or BLOCKED.
         text: What the model wrote; "" if nothing usable came. A refused or blocked reply may have text.
         finish_reason: The server's, e.g. "stop" or "length"; "" if it said none.
-        calls: HTTP requests sent.
+        calls: HTTP requests sent; 0 if the reply comes from a journal or a cache.
         prompt_tokens: As the server counted them, 0 if it did not say.
         completion_tokens: Likewise.
         latency_s: Wall seconds, waiting included.
         detail: What went wrong, for a person; never holds a secret. "" if nothing did.
+        waited_s: Of the latency, what the deadline did not count: our own queue, an outage.
+        endpoint: The base URL that was asked last; "" if none was.
     """
 
     outcome: Outcome
@@ -45,3 +47,5 @@ class ChatResult:
     completion_tokens: int = 0
     latency_s: float = field(default=0.0, compare=False)
     detail: str = ""
+    waited_s: float = field(default=0.0, compare=False)
+    endpoint: str = field(default="", compare=False)

@@ -18,6 +18,8 @@ import httpx
 from verl_steer.chat.outcome import Outcome
 from verl_steer.chat.text import sanitise
 
+# "Not now": too many requests, or a gateway whose server is busy or starting. They speak of the server alone.
+OVERLOAD_STATUS = frozenset({429, 502, 503, 504, 529})
 RETRYABLE_STATUS = frozenset({408, 409, 425, 429})  # and all 5xx; every other 4xx is final
 _EXCERPT_CHARS = 300
 # How servers word that they do not know, or cannot compile, a request for structured output.
@@ -56,6 +58,7 @@ class Fault:
         outcome: FAILED, or BLOCKED where a filter refused the prompt.
         retry_after_s: How long the server asks to be left alone, or None.
         unreachable: No connection came about: another URL may serve at once.
+        overloaded: The server says "not now"; nothing was wrong with the request.
         structure_rejected: The server objects to the fields that ask for structured output.
     """
 
@@ -64,6 +67,7 @@ class Fault:
     outcome: Outcome = Outcome.FAILED
     retry_after_s: float | None = None
     unreachable: bool = False
+    overloaded: bool = False
     structure_rejected: bool = False
 
 
@@ -78,7 +82,7 @@ async def post(
         headers: Of the request.
         body: The JSON request.
         max_bytes: A longer reply is not read to its end: it is a fault.
-        secret: The API key, "" if there is none; taken out of every detail.
+        secret: The API key, "" if there is none; taken out of whatever comes back.
     """
     try:
         async with http.stream("POST", url, headers=headers, content=body) as response:
@@ -91,12 +95,14 @@ async def post(
         return Fault(f"no connection to {url}: {_say(error)}", retry=True, unreachable=True)
     except httpx.HTTPError as error:
         return Fault(f"the connection to {url} broke: {_say(error)}", retry=True)
+    if secret:  # before anything reads it: servers do quote a key, and a cut could leave half of one
+        data = data.replace(secret.encode(), b"***")
     if response.status_code == 200:
-        return read_completion(bytes(data), url, secret)
-    return _status_fault(response, bytes(data), url, secret)
+        return read_completion(bytes(data), url)
+    return _status_fault(response, bytes(data), url)
 
 
-def read_completion(data: bytes, url: str, secret: str) -> Reply | Fault:
+def read_completion(data: bytes, url: str) -> Reply | Fault:
     """Reads the body of a 200; whatever is not a chat completion is a fault worth a retry."""
     try:
         payload = json.loads(data.decode("utf-8"))
@@ -109,7 +115,7 @@ def read_completion(data: bytes, url: str, secret: str) -> Reply | Fault:
         tokens = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}"[:120]
-        return Fault(f"{url} sent no chat completion ({why}): {_excerpt(data, secret)}", retry=True)
+        return Fault(f"{url} sent no chat completion ({why}): {_excerpt(data)}", retry=True)
     outcome, detail = Outcome.OK, ""
     if finish == "content_filter":
         outcome, detail = Outcome.BLOCKED, "the server's content filter cut the reply"
@@ -159,9 +165,9 @@ def _count(value: Any) -> int:
     return value if type(value) is int and value >= 0 else 0
 
 
-def _status_fault(response: httpx.Response, data: bytes, url: str, secret: str) -> Fault:
+def _status_fault(response: httpx.Response, data: bytes, url: str) -> Fault:
     status, lowered = response.status_code, data[:20_000].decode("utf-8", "replace").lower()
-    detail = f"{url} answered {status}: {_excerpt(data, secret)}"
+    detail = f"{url} answered {status}: {_excerpt(data)}"
     if status == 404:
         detail += " (a base URL usually ends in /v1; the model's name must be one that the server offers)"
     if status in (400, 403) and any(word in lowered for word in _FILTER_WORDS):
@@ -170,6 +176,7 @@ def _status_fault(response: httpx.Response, data: bytes, url: str, secret: str) 
         detail,
         retry=status in RETRYABLE_STATUS or status >= 500,
         retry_after_s=retry_after(response.headers.get("retry-after")),
+        overloaded=status in OVERLOAD_STATUS,
         structure_rejected=status in (400, 422) and any(word in lowered for word in _STRUCTURE_WORDS),
     )
 
@@ -192,7 +199,5 @@ def _say(error: Exception) -> str:
     return f"{type(error).__name__} {error}".strip()
 
 
-def _excerpt(data: bytes, secret: str) -> str:
-    # The key goes before the cut, which could leave half of it; servers do quote a wrong key.
-    text = data[:20_000].decode("utf-8", "replace")
-    return sanitise(text.replace(secret, "***") if secret else text, _EXCERPT_CHARS)
+def _excerpt(data: bytes) -> str:
+    return sanitise(data[:20_000].decode("utf-8", "replace"), _EXCERPT_CHARS)

@@ -7,7 +7,6 @@ rewards, `output.py` places them.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics
 
+from verl_steer.chat.deadline import Deadline
 from verl_steer.config import SteerConfig
 from verl_steer.dialogue import Cut, Dialogue, Turn
 from verl_steer.plugin.opening import Once, Opening, open_row
@@ -41,7 +41,7 @@ class Rollout:
     key: str  # stem of all seeds of this rollout
     tutor_key: str  # stem of the tutor's random choices; the same for all rollouts of the seed
     fence: str
-    deadline: float
+    deadline: Deadline
     # verl routes by it: one id a dialogue keeps its turns on the replica that holds their prefix.
     request_id: str = field(default_factory=lambda: uuid4().hex)
     exchanges: list[Exchange] = field(default_factory=list)
@@ -79,7 +79,7 @@ class SteerAgentLoop(AgentLoopBase):
         once: Once = row.get("steer_once") or Once()
         rollout = self._begin(await once.get("opening", lambda: self._open(row)), row)
         try:
-            async with asyncio.timeout_at(rollout.deadline):
+            async with rollout.deadline:
                 await self._play(rollout, sampling_params)
         except TimeoutError:
             rollout.dialogue.cut = Cut.DEADLINE
@@ -115,7 +115,7 @@ class SteerAgentLoop(AgentLoopBase):
             key=f"{self.steer.seed}|{script.seed_id}|{when}|{session}",
             tutor_key=f"{self.steer.seed}|{script.seed_id}|{when}",
             fence=fence_tag(self.fence_key, script.seed_id),
-            deadline=asyncio.get_running_loop().time() + dialogue_config.deadline_s,
+            deadline=Deadline(dialogue_config.deadline_s),
         )
 
     async def _play(self, rollout: Rollout, sampling_params: dict[str, Any]) -> None:
@@ -183,7 +183,6 @@ class SteerAgentLoop(AgentLoopBase):
                 thinking=_thinking(turn.reply, dialogue_config.think_open, dialogue_config.think_close),
             )
         )
-        remaining = rollout.deadline - asyncio.get_running_loop().time()
         assessment = await self.tutor.assess(
             TutorRequest(
                 script=script,
@@ -192,7 +191,8 @@ class SteerAgentLoop(AgentLoopBase):
                 adapt=rollout.feedback == "tutor" and not is_last,
                 random_key=f"{rollout.tutor_key}|{t}",
                 fence=rollout.fence,
-                deadline_s=max(0.0, min(self.steer.tutor.timeout_s, remaining)),
+                deadline_s=max(0.0, min(self.steer.tutor.timeout_s, rollout.deadline.left())),
+                within=rollout.deadline,
             )
         )
         turn.verdict = assessment.verdict

@@ -7,6 +7,7 @@ table. A check returns what it found; it raises `Problem` with what is wrong, wh
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import difflib
 import os
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from verl_steer.config import ConfigError, SteerConfig
+from verl_steer.config import ConfigError, SteerConfig, TutorConfig
 from verl_steer.data.check import check_row
 from verl_steer.data.rows import row_to_script
 from verl_steer.dialogue import ImageRef
@@ -74,6 +75,7 @@ def steer_node(config: DictConfig) -> SteerConfig:
         raise Problem(str(error)) from error
     for key, name in (
         ("steer.tutor.api_key_env", steer.tutor.api_key_env),
+        ("steer.tutor.fallback.api_key_env", steer.tutor.fallback.api_key_env),
         ("steer.fence_key_env", steer.fence_key_env),
     ):
         if name and not os.environ.get(name):
@@ -177,31 +179,32 @@ def rows_usable(config: DictConfig, steer: SteerConfig, tokenizer: Any, processo
 
 
 def tutor_answers(steer: SteerConfig, image: ImageRef) -> dict[str, Any]:
-    """The tutor gives a schema-true assessment of a dialogue with a picture.
+    """The tutor gives a schema-true assessment of a dialogue with a picture, and so does a fallback judge.
 
     Returns:
-        latency_s, calls, prompt_tokens and completion_tokens of one assessment.
+        latency_s, calls, prompt_tokens and completion_tokens of one assessment by the tutor.
     """
     if steer.tutor.kind != "endpoint":
         return {"latency_s": 0.0, "calls": 0, "prompt_tokens": 0, "completion_tokens": 0}
     from verl_steer.chat.endpoints import ChatConfigError
+    from verl_steer.roles.build import fallback_of
     from verl_steer.roles.endpoint_tutor import EndpointTutor
 
-    async def ask() -> dict[str, Any]:
+    async def ask(config: TutorConfig, node: str) -> dict[str, Any]:
         try:
-            tutor = EndpointTutor(steer.tutor, max_concurrency=1)
+            tutor = EndpointTutor(dataclasses.replace(config, audit_dir=None), max_concurrency=1)
         except ChatConfigError as error:
-            raise Problem(f"steer.tutor: {error}") from error
+            raise Problem(f"{node}: {error}") from error
         try:
             fault = await tutor.ping()
             if fault is not None:
-                raise Problem(f"steer.tutor: {fault}")
+                raise Problem(f"{node}: {fault}")
             found = await tutor.probe(image)
         finally:
             await tutor.aclose()
         if not found.verdict.scored:
             raise Problem(
-                f"steer.tutor.model={steer.tutor.model} gave no usable assessment of a sample picture "
+                f"{node}.model={config.model} gave no usable assessment of a sample picture "
                 f"({found.verdict.outcome.value}): {found.verdict.reason}. Is it a vision model, served with structured output?"
             )
         return {
@@ -211,7 +214,9 @@ def tutor_answers(steer: SteerConfig, image: ImageRef) -> dict[str, Any]:
             "completion_tokens": found.completion_tokens,
         }
 
-    return asyncio.run(ask())
+    if steer.tutor.fallback:
+        asyncio.run(ask(fallback_of(steer.tutor), "steer.tutor.fallback"))
+    return asyncio.run(ask(steer.tutor, "steer.tutor"))
 
 
 def _read(key: str, path: Path) -> Iterable[dict[str, Any]]:

@@ -13,6 +13,7 @@ import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
+from verl_steer.plugin import outage
 from verl_steer.plugin.advantage import group_facts
 from verl_steer.records import RecordWriter, build_record
 from verl_steer.summary import summarise
@@ -41,6 +42,16 @@ class _Recording:
         super().__init__(*args, sampler_kwargs=sampler_kwargs, **passed, **kwargs)
         directory = options.get("records_dir") or None
         self._writer = RecordWriter(directory) if directory else None
+        self._checkpoint_dir = options.get("checkpoint_dir")
+
+    def _sync_metadata_from_transfer_queue(self) -> None:
+        """verl's look at the queue, which every poll begins with; a lost tutor ends the run here.
+
+        Raises:
+            TutorOutage: A worker gave its tutor up.
+        """
+        super()._sync_metadata_from_transfer_queue()  # type: ignore[misc]
+        outage.raise_if_reported(self.partitions, self._checkpoint_dir)  # type: ignore[attr-defined]
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, Any]]:
         """verl's sample, with our records written and our metrics added."""

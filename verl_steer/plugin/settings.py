@@ -8,13 +8,13 @@ config, which is one object per worker.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_steer.chat.limits import share_of
 from verl_steer.config import SteerConfig
 from verl_steer.roles.build import build_tutor
 from verl_steer.roles.tutor import Tutor
@@ -47,6 +47,20 @@ def run_key(env_name: str | None, seed: int) -> bytes:
     return os.environ[env_name].encode()
 
 
+_worker: tuple[int, int] | None = None
+
+
+def number_worker(index: int, count: int) -> None:
+    """Tells this process which of the job's agent-loop workers it is, before its first rollout.
+
+    Args:
+        index: From 0.
+        count: Number of workers.
+    """
+    global _worker
+    _worker = (index, count)
+
+
 _by_config: dict[int, tuple[DictConfig, Settings]] = {}
 
 
@@ -63,9 +77,10 @@ def settings_for(trainer_config: DictConfig) -> Settings:
     known = _by_config.get(id(trainer_config))
     if known is None:
         config = steer_config(trainer_config)
-        # max_concurrency is a promise about the whole job; each worker keeps its share of it.
-        workers = int(trainer_config.actor_rollout_ref.rollout.agent.num_workers)
-        share = math.ceil(config.tutor.max_concurrency / max(1, workers))
+        # max_concurrency is a promise about the whole job; each worker keeps its share of it, for training and
+        # validation alike. Under a manager that numbers no workers, nobody gets the remainder.
+        index, workers = _worker or (None, int(trainer_config.actor_rollout_ref.rollout.agent.num_workers))
+        share = share_of(config.tutor.max_concurrency, workers, index)
         settings = Settings(config, build_tutor(config.tutor, share), run_key(config.fence_key_env, config.seed))
         # The config object is kept alive beside its id, so that the id cannot be reused.
         known = _by_config[id(trainer_config)] = (trainer_config, settings)

@@ -3,13 +3,15 @@
 The loop is told whether a row is a validation row (verl removes that flag before calling it); the rollouts
 of a row share what is the same for all of them; a finished rollout's tensors are made in a thread, once,
 and not twice on the event loop that all dialogues live on; and the data-set columns that only the loop
-needs (script, picture bytes) stop travelling with every finished rollout.
+needs (script, picture bytes) stop travelling with every finished rollout. Each worker knows its share of the
+job's limits, and a tutor that is gone for good ends the run.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +20,10 @@ import ray
 import torch
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
+from verl_steer.chat.outage import ModelOutage
+from verl_steer.plugin import outage
 from verl_steer.plugin.opening import Once
+from verl_steer.plugin.settings import number_worker
 
 LOOP_ONLY = (
     "steer",
@@ -82,9 +87,17 @@ class SteerAgentLoopWorker(_PlainWorker):
                 gc.collect()
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
-        return await super()._run_agent_loop(
-            sampling_params, trajectory, steer_validate=bool(trajectory["validate"]), **kwargs
-        )
+        try:
+            return await super()._run_agent_loop(
+                sampling_params, trajectory, steer_validate=bool(trajectory["validate"]), **kwargs
+            )
+        except ModelOutage as error:
+            await outage.report(f"worker-{os.getpid()}", error)
+            raise
+
+    async def take_number(self, index: int, count: int) -> None:
+        """Which of the job's workers this is; see `settings.number_worker`."""
+        number_worker(index, count)
 
     async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> None:
         kept = {key: value for key, value in kwargs.items() if key not in LOOP_ONLY}
@@ -142,3 +155,8 @@ class SteerAgentLoopManager(AgentLoopManagerTQ):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.agent_loop_workers_class = ray.remote(SteerAgentLoopWorker)
+
+    async def _init_agent_loop_workers(self) -> None:
+        await super()._init_agent_loop_workers()
+        workers = self.agent_loop_workers
+        await asyncio.gather(*(w.take_number.remote(i, len(workers)) for i, w in enumerate(workers)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 
-from verl_steer.config import TutorConfig
+from verl_steer.config import FallbackConfig, TutorConfig
 from verl_steer.roles.tutor import Tutor
 
 
@@ -20,5 +21,22 @@ def build_tutor(config: TutorConfig, max_concurrency: int) -> Tutor:
         tutor: Tutor = importlib.import_module("verl_steer.microworld.tutor").MicroworldTutor()
         return tutor
     from verl_steer.roles.endpoint_tutor import EndpointTutor  # httpx costs 0.1 s that rules do not need
+    from verl_steer.roles.fallback import FallbackTutor
 
-    return EndpointTutor(config, max_concurrency=max_concurrency)
+    endpoint = EndpointTutor(config, max_concurrency, outage_s=config.outage_s)
+    if not config.fallback:
+        return endpoint
+    # It waits for no outage of its own: a verdict without it is missing, as it would be if none were configured.
+    return FallbackTutor(endpoint, EndpointTutor(fallback_of(config), max_concurrency))
+
+
+def fallback_of(config: TutorConfig) -> TutorConfig:
+    """The fallback judge as a tutor's configuration: the tutor's own settings at other servers."""
+    judge = config.fallback
+    return dataclasses.replace(
+        config,
+        model=judge.model,
+        base_urls=judge.base_urls,
+        api_key_env=judge.api_key_env,
+        fallback=FallbackConfig(),
+    )

@@ -10,7 +10,8 @@ import difflib
 import secrets
 
 from verl_steer.chat.ask import Answer, ask
-from verl_steer.chat.client import ChatClient
+from verl_steer.chat.audit import Audited, audit_log
+from verl_steer.chat.client import Chat, ChatClient
 from verl_steer.chat.endpoints import ChatConfigError
 from verl_steer.chat.outcome import Outcome
 from verl_steer.config import TutorConfig
@@ -33,12 +34,15 @@ class EndpointTutor:
         config: The validated `steer.tutor` node, kind `endpoint`.
         max_concurrency: This process's share of the job's limit.
         backoff_s: Pause before the first retry; see `ChatClient`.
+        outage_s: How long to wait while no server serves; 0: not at all.
 
     Raises:
         ChatConfigError: A base URL cannot be used.
     """
 
-    def __init__(self, config: TutorConfig, max_concurrency: int, backoff_s: float = 0.5) -> None:
+    def __init__(
+        self, config: TutorConfig, max_concurrency: int, backoff_s: float = 0.5, outage_s: float = 0.0
+    ) -> None:
         self._config = config
         self._client = ChatClient(
             config.model,
@@ -50,7 +54,10 @@ class EndpointTutor:
             # Half of the call's time: a server that hangs leaves room for another attempt.
             attempt_timeout_s=config.timeout_s / 2 if config.attempts > 1 else None,
             backoff_s=backoff_s,
+            outage_s=outage_s,
         )
+        audit_dir = config.audit_dir
+        self._chat: Chat = Audited(self._client, audit_log(audit_dir)) if audit_dir else self._client
 
     async def assess(self, request: TutorRequest) -> Assessment:
         """Judges the last reply of `request.history` and, where wanted, writes the next question.
@@ -58,9 +65,10 @@ class EndpointTutor:
         Raises:
             ValueError: The request cannot be rendered (no exchange; an image of unknown format).
             ChatConfigError: The API key's environment variable is not set.
+            ModelOutage: No server served for `outage_s`.
         """
         answer = await ask(
-            self._client,
+            self._chat,
             render(request),
             TutorReply,
             key=request.random_key,
@@ -68,6 +76,7 @@ class EndpointTutor:
             max_tokens=self._config.max_tokens,
             temperature=self._config.temperature,
             flaw=lambda reply: self._flaw(reply, request),
+            within=request.within,
         )
         question, strategy = self._next_question(answer, request)
         return Assessment(
@@ -78,6 +87,7 @@ class EndpointTutor:
             prompt_tokens=answer.chat.prompt_tokens,
             completion_tokens=answer.chat.completion_tokens,
             latency_s=answer.chat.latency_s,
+            waited_s=answer.chat.waited_s,
         )
 
     async def ping(self) -> str | None:
@@ -117,7 +127,7 @@ class EndpointTutor:
 
     async def aclose(self) -> None:
         """Releases connections."""
-        await self._client.aclose()
+        await self._chat.aclose()
 
     def _next_question(self, answer: Answer[TutorReply], request: TutorRequest) -> tuple[str | None, str]:
         """The tutor's question and move; (None, "script") wherever the planned question stands."""

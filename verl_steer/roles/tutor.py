@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from verl_steer.chat.deadline import Deadline
 from verl_steer.dialogue import ImageRef, Script, UserTurn
 from verl_steer.scores import Verdict
 
@@ -43,7 +44,8 @@ class TutorRequest:
         random_key: Key of the tutor's random choices. Common to all rollouts of a seed at a turn
             (common random numbers), so that siblings differ by their replies alone.
         fence: Tag of the fence around untrusted text; unknown to the student.
-        deadline_s: Seconds this call may take, retries included.
+        deadline_s: Seconds the tutor may take, retries included; waiting for a free slot is not counted.
+        within: The dialogue's deadline, which stands still while no server of the tutor serves.
     """
 
     script: Script
@@ -53,6 +55,7 @@ class TutorRequest:
     random_key: str
     fence: str
     deadline_s: float
+    within: Deadline | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Assessment:
         prompt_tokens: Tokens of all attempts' prompts, 0 if the server did not say.
         completion_tokens: Likewise for replies.
         latency_s: Wall seconds.
+        waited_s: Of them, those that `TutorRequest.deadline_s` does not count.
     """
 
     verdict: Verdict
@@ -76,6 +80,7 @@ class Assessment:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency_s: float = field(default=0.0, compare=False)
+    waited_s: float = field(default=0.0, compare=False)
 
 
 class Tutor(Protocol):
@@ -85,7 +90,8 @@ class Tutor(Protocol):
         """Judges the last reply of `request.history`.
 
         Never raises for anything the model or the network did: that is a typed outcome. Raises only
-        for errors of the caller (a configuration or programming error).
+        for errors of the caller (a configuration or programming error), and `ModelOutage` if no server
+        served for `steer.tutor.outage_s`.
         """
         ...
 

@@ -92,18 +92,21 @@ class Server:
 
 
 @contextmanager
-def serve(handler: Handler, models: Sequence[str] | Wire = ("tutor",), api_key: str | None = None) -> Iterator[Server]:
-    """Serves `handler` on a free loopback port until the block ends.
+def serve(
+    handler: Handler, models: Sequence[str] | Wire = ("tutor",), api_key: str | None = None, port: int = 0
+) -> Iterator[Server]:
+    """Serves `handler` on a loopback port until the block ends.
 
     Args:
         handler: Chat request body -> answer; may be `async`. An exception in it becomes a 500.
         models: Names for GET /v1/models, or its whole answer.
         api_key: If given, requests without it as bearer token get a 401.
+        port: 0: a free one. Naming one lets a server come back after it was gone.
 
     Raises:
         RuntimeError: The server did not start.
     """
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
         app = App(handler, models, api_key, server)
         config = uvicorn.Config(

@@ -1,0 +1,115 @@
+"""How a worker's outage ends the run, and what share of the job's limit a worker has."""
+
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("verl")
+from omegaconf import OmegaConf
+
+from verl_steer.chat.outage import ModelOutage
+from verl_steer.plugin import outage, settings, worker
+from verl_steer.plugin.outage import TutorOutage, raise_if_reported
+
+
+@pytest.fixture
+def queue(monkeypatch):
+    """The transfer queue's tags, by partition."""
+    partitions = {"train": {"uid": {"is_prompt": True, "status": "running", "global_steps": 3}}}
+
+    async def put(key, partition_id, tag):
+        partitions.setdefault(partition_id, {})[key] = tag
+
+    monkeypatch.setattr(outage.tq, "async_kv_put", put)
+    return partitions
+
+
+async def test_what_a_worker_reports_ends_the_run_with_where_it_resumes(queue, tmp_path):
+    raise_if_reported(queue, str(tmp_path))  # nothing was reported
+    await outage.report("worker-7", ModelOutage("no endpoint of the model 'm' has served for 1800 s (refused)"))
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("40")
+    with pytest.raises(TutorOutage, match=r"1800 s \(refused\).*resumes from step 40") as raised:
+        raise_if_reported(dict(queue), str(tmp_path))
+    assert "outage_s" in str(raised.value)
+    assert set(queue) == {"train", outage.PARTITION}
+
+
+@pytest.mark.parametrize("folder", [None, "no/such/folder"])
+async def test_without_a_checkpoint_it_says_so(queue, folder):
+    await outage.report("worker-7", ModelOutage("gone"))
+    with pytest.raises(TutorOutage, match="no checkpoint yet"):
+        raise_if_reported(queue, folder)
+
+
+async def test_the_worker_reports_before_verl_swallows_the_exception(queue, monkeypatch):
+    async def run(self, *args, **kwargs):
+        raise ModelOutage("gone")
+
+    monkeypatch.setattr(worker._PlainWorker, "_run_agent_loop", run)
+    mine = object.__new__(worker.SteerAgentLoopWorker)
+    with pytest.raises(ModelOutage):
+        await mine._run_agent_loop({}, {"validate": False}, agent_name="steer")
+    assert [tag["says"] for tag in queue[outage.PARTITION].values()] == ["gone"]
+
+
+async def test_the_sampler_hears_it_at_every_poll(queue, monkeypatch, tmp_path):
+    from verl_steer.plugin.sampler import SteerReplayBuffer
+
+    monkeypatch.setattr("verl.trainer.ppo.v1.replay_buffer.tq.kv_list", lambda: queue)
+    sampler = SteerReplayBuffer(
+        trainer_mode="sync",
+        trainer_config={},
+        max_off_policy_threshold=None,
+        max_off_policy_strategy="drop",
+        sampler_kwargs={"poll_interval": 0.01, "checkpoint_dir": str(tmp_path)},
+    )
+    sampler._sync_metadata_from_transfer_queue()
+    assert sampler.running_keys["train"] == {"uid"}
+    await outage.report("worker-7", ModelOutage("gone"))
+    with pytest.raises(TutorOutage, match="no checkpoint yet"):
+        sampler.sample(global_steps=3, partition_id="train", batch_size=1)
+
+
+# -- shares -----------------------------------------------------------------------------------------
+
+
+def share(monkeypatch, number, workers=3, limit=8):
+    """What `settings_for` hands to the tutor in a worker."""
+    given = []
+    monkeypatch.setattr(settings, "_worker", None)
+    monkeypatch.setattr(settings, "build_tutor", lambda config, share: given.append(share) or SimpleNamespace())
+    if number is not None:
+        settings.number_worker(number, workers)
+    node = {"tutor": {"kind": "endpoint", "model": "m", "base_urls": ["http://t/v1"], "max_concurrency": limit}}
+    config = OmegaConf.create({"steer": node, "actor_rollout_ref": {"rollout": {"agent": {"num_workers": workers}}}})
+    settings.settings_for(config)
+    return given[0]
+
+
+def test_the_workers_shares_sum_to_the_configured_limit(monkeypatch):
+    assert [share(monkeypatch, n) for n in range(3)] == [3, 3, 2]
+    assert share(monkeypatch, None) == 2, "a worker that was not numbered takes nobody's remainder"
+    assert [share(monkeypatch, n, workers=3, limit=2) for n in range(3)] == [1, 1, 1]
+    assert share(monkeypatch, 0, workers=1, limit=256) == 256
+
+
+async def test_the_manager_numbers_its_workers(monkeypatch):
+    numbered = []
+
+    class Remote:
+        def __init__(self, name):
+            self.take_number = SimpleNamespace(remote=lambda i, n: self._note(name, i, n))
+
+        async def _note(self, name, i, n):
+            numbered.append((name, i, n))
+
+    async def init(self):
+        self.agent_loop_workers = [Remote(name) for name in "abc"]
+
+    monkeypatch.setattr(worker.AgentLoopManagerTQ, "_init_agent_loop_workers", init)
+    await object.__new__(worker.SteerAgentLoopManager)._init_agent_loop_workers()
+    assert numbered == [("a", 0, 3), ("b", 1, 3), ("c", 2, 3)]
+    mine = object.__new__(worker.SteerAgentLoopWorker)
+    monkeypatch.setattr(settings, "_worker", None)
+    await mine.take_number(1, 3)
+    assert settings._worker == (1, 3)

@@ -1,0 +1,163 @@
+"""The cache: equal questions at temperature 0 are asked once, over runs and within one.
+
+Content-addressed: the key is the SHA-256 of model, messages, sampling and schema. SQLite in WAL mode, so
+several processes of one machine may share it; the values are JSON. It is for synthesis and the bench, never
+for training, where the same prompt met twice must be judged twice. Servers are not part of the key: the same
+name is taken for the same model, so name a `namespace` when what stands behind a name changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Unpack
+
+from verl_steer.chat.client import CallOptions, Chat, Message
+from verl_steer.chat.content import FINAL, digest_of, result_from_dict, result_to_dict, sampling_of
+from verl_steer.chat.outcome import ChatResult, Outcome
+
+# WAL keeps its index in shared memory, which processes on two machines do not share: corruption, not slowness.
+NETWORK_DISKS = frozenset(
+    (
+        *("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "wekafs"),
+        *("afs", "orangefs", "pvfs2", "ocfs2", "gfs2", "9p"),
+        *(f"fuse.{name}" for name in ("sshfs", "glusterfs", "ceph", "s3fs", "gcsfuse", "juicefs", "weka")),
+    )
+)
+
+
+class CacheError(RuntimeError):
+    """The cache cannot be used; the message names the file and what to do."""
+
+
+class ReplyCache:
+    """The file.
+
+    Args:
+        path: Made if it does not exist, mode 0600; on a local disk.
+        namespace: Part of every key.
+
+    Raises:
+        CacheError: It lies on a network disk, is no cache, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path, namespace: str = "") -> None:
+        self.path = Path(path).expanduser()
+        self.namespace = namespace
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if (disk := disk_of(self.path.parent)) in NETWORK_DISKS:
+            raise CacheError(f"{self.path} lies on a network disk ({disk}), where SQLite corrupts; choose a local one")
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's side files take its mode
+            self._db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
+            mode = self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+            if mode != "wal":
+                raise CacheError(
+                    f"{self.path}: this disk has no shared memory for SQLite (journal mode {mode}); choose another"
+                )
+            self._db.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose the newest answers, never the file
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS reply (digest TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+            )
+        except (sqlite3.Error, OSError) as error:
+            raise self._unusable(error) from error
+
+    def __len__(self) -> int:
+        return int(self._run("SELECT count(*) FROM reply").fetchone()[0])
+
+    def get(self, digest: str) -> ChatResult | None:
+        """The answer kept under a digest, or None."""
+        row = self._run("SELECT value FROM reply WHERE digest = ?", digest).fetchone()
+        try:
+            return None if row is None else result_from_dict(json.loads(row[0]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CacheError(f"{self.path}: the entry {digest} is damaged ({error}); remove the file") from error
+
+    def put(self, digest: str, found: ChatResult) -> None:
+        """Keeps an answer; one that is there already stays."""
+        self._run("INSERT OR IGNORE INTO reply VALUES (?, ?)", digest, json.dumps(result_to_dict(found)))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._db.close()
+
+    def _run(self, statement: str, *values: str) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> CacheError:
+        return CacheError(f"{self.path} cannot be used as a cache ({error}); remove it or name another")
+
+
+class Cached:
+    """`Chat` that asks equal questions at temperature 0 once; others pass through.
+
+    Equal questions under way at the same time share one request: the later ones wait for it, and one of
+    them asks for itself if it brings no answer.
+
+    Args:
+        chat: Who answers what the cache does not hold.
+        cache: Shared by all clients of a process.
+    """
+
+    def __init__(self, chat: Chat, cache: ReplyCache) -> None:
+        self.model = chat.model
+        self.hits = 0
+        self.misses = 0
+        self._chat = chat
+        self._cache = cache
+        self._under_way: dict[str, asyncio.Event] = {}
+
+    async def complete(self, messages: Sequence[Message], **call: Unpack[CallOptions]) -> ChatResult:
+        """As `ChatClient.complete`; a hit has `calls` 0."""
+        digest, deadline_s = None, call["deadline_s"]
+        if call.get("temperature", 0.0) == 0:
+            digest = digest_of([self._cache.namespace, self.model, messages, *sampling_of(call)])
+            clock = asyncio.get_running_loop().time
+            until = clock() + deadline_s
+            while (known := self._cache.get(digest)) is None and (other := self._under_way.get(digest)) is not None:
+                try:
+                    async with asyncio.timeout_at(until):
+                        await other.wait()
+                except TimeoutError:
+                    detail = f"no answer to an equal question within {deadline_s:.3g} s"
+                    return ChatResult(Outcome.TIMEOUT, latency_s=deadline_s, detail=detail)
+            if known is not None:
+                self.hits += 1
+                return known
+            call["deadline_s"] = until - clock()
+            self._under_way[digest] = asyncio.Event()
+        self.misses += 1
+        try:
+            found = await self._chat.complete(messages, **call)
+            if digest is not None and found.outcome in FINAL:
+                self._cache.put(digest, found)
+            return found
+        finally:
+            if digest is not None:
+                self._under_way.pop(digest).set()
+
+    async def aclose(self) -> None:
+        """Closes what is below; the cache is its owner's to close."""
+        await self._chat.aclose()
+
+
+def disk_of(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The type of the file system that `folder` lies on, as Linux names it; "" where that cannot be told."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    place, best = folder.resolve(), ("", "")
+    for line in lines:
+        _, point, kind, *_ = line.split(" ")
+        point = point.replace("\\040", " ")
+        if place.is_relative_to(point) and len(point) >= len(best[0]):
+            best = (point, kind)
+    return best[1]
