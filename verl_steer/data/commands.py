@@ -108,16 +108,13 @@ def _sources(arguments: argparse.Namespace) -> int:
         rows = [{f: getattr(s, f) for f in facts} | {"kind": s.kind.value} for s in found]
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")
         return 0
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("source", "hub", "licence", "kind", "pictures", "replies", "columns", box=None, pad_edge=False)
     for s in found:
-        columns = "\nor ".join(", ".join(layout) for layout in s.layouts)
-        table.add_row(
-            s.name, s.hub or "-", s.licence or "-", s.kind.value, s.pictures, "yes" if s.replies else "no", columns
-        )
-    Console().print(table)
+        sys.stdout.write(f"{s.name}: {s.title}\n")
+        facts = [s.hub or "not on the hub", s.licence or "no licence stated", s.kind.value, f"splits: {s.splits}"]
+        facts.append({"row": "pictures in the table", "files": "pictures in files", "none": "text only"}[s.pictures])
+        sys.stdout.write(f"  {'; '.join([*facts, 'with replies' if s.replies else 'no replies'])}\n")
+        for layout in s.layouts:
+            sys.stdout.write(f"  columns: {', '.join(layout)}\n")
     return 0
 
 

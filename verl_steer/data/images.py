@@ -53,22 +53,27 @@ def find_file(name: str, root: Path) -> Path:
     Raises:
         RowError: A URL or any other scheme, an absolute path, `..`, a link on the way, no plain file.
     """
+    shown = name if len(name) <= 120 else f"{name[:120]}..."
     if not name or "\0" in name:
-        raise RowError(f"picture path {name!r} is empty or holds a NUL")
+        raise RowError(f"picture path {shown!r} is empty or holds a NUL")
     if _SCHEME.match(name) or name.startswith("//"):
-        raise RowError(f"picture path {name[:80]!r} has a scheme; only files under the image folder are read")
+        raise RowError(f"picture path {shown!r} has a scheme; only files under the image folder are read")
     if name.startswith("/") or "\\" in name:
-        raise RowError(f"picture path {name!r} must be relative, with forward slashes")
+        raise RowError(f"picture path {shown!r} must be relative, with forward slashes")
     parts = Path(name).parts
     if ".." in parts:
-        raise RowError(f"picture path {name!r} leaves its folder with '..'")
+        raise RowError(f"picture path {shown!r} leaves its folder with '..'")
     path = root
-    for part in parts:
-        path = path / part
-        if path.is_symlink():
-            raise RowError(f"picture path {name!r} goes through a link ({part}); links are not followed")
-    if not path.is_file():
-        raise RowError(f"picture {name!r} is not a file under {root.name or root}; see --images")
+    try:
+        for part in parts:
+            path = path / part
+            if path.is_symlink():
+                raise RowError(f"picture path {shown!r} goes through a link ({part}); links are not followed")
+        plain = path.is_file()
+    except OSError:  # a name that no file system takes
+        plain = False
+    if not plain:
+        raise RowError(f"picture {shown!r} is not a file under {root.name or root}; see --images")
     return path
 
 
