@@ -77,7 +77,7 @@ def test_an_interrupted_conversion_goes_on_and_gives_the_same_bytes(tmp_path, sm
 
 def test_a_killed_process_goes_on_with_the_same_command(tmp_path):
     """SIGKILL between two parts: nothing is cleaned up, and the next run ends with the bytes of a quiet one."""
-    path = talks(tmp_path / "x.jsonl", 30_000)
+    path = talks(tmp_path / "x.jsonl", 9_000)
     command = [sys.executable, "-m", "verl_steer.cli", "data", "convert", "cosafe", str(path), "--to", "rl", "--out"]
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     out, parts = tmp_path / "a" / "rl.parquet", tmp_path / "a" / "rl.parquet.parts"

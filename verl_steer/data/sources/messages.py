@@ -20,13 +20,13 @@ _ROLES = {
 }
 
 
-def exchanges(messages: Any, pictures: Sequence[ImageRef] = ()) -> tuple[str, list[Said]]:
+def exchanges(messages: Any, pictures: Sequence[ImageRef] = (), unmarked: bool = False) -> tuple[str, list[Said]]:
     """A system prompt ("" if there is none) and the exchanges.
 
     Args:
         messages: A list of {role, content} or {from, value}.
-        pictures: The dialogue's pictures in order. Each `<image>` of a user text takes one; where no text has
-            any, all belong to the first question.
+        pictures: The dialogue's pictures in order; each `<image>` of a user text takes one.
+        unmarked: The form may do without `<image>`: all pictures belong to the first question then.
 
     Raises:
         RowError: Not such a list, a reply before a question, or pictures and placeholders that disagree.
@@ -53,7 +53,7 @@ def exchanges(messages: Any, pictures: Sequence[ImageRef] = ()) -> tuple[str, li
         else:
             asked[-1] = (*asked[-1][:2], content)
     marked = sum(marks for _, marks, _ in asked)
-    if asked and marked == 0:
+    if unmarked and asked and marked == 0:
         asked[0] = (asked[0][0], len(pictures), asked[0][2])
     elif marked != len(pictures):
         raise RowError(f"the texts hold {marked} <image> for {len(pictures)} picture(s)")

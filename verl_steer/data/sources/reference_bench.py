@@ -13,7 +13,7 @@ from verl_steer.dialogue import Kind
 
 def convert(record: Record, at: At) -> Conversation:
     """One script."""
-    system, turns = exchanges(record["messages_fixed"], at.pictures(record.get("image")))
+    system, turns = exchanges(record["messages_fixed"], at.pictures(record.get("image")), unmarked=True)
     more = {name: record[name] for name in ("source_category", "risk_trajectory") if record.get(name) is not None}
     return at.conversation(
         record["question_id"],

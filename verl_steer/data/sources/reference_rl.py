@@ -23,7 +23,7 @@ def convert(record: Record, at: At) -> Conversation:
         raise RowError("column question must be a list of messages")
     rest = [{"role": "user", "content": m} if isinstance(m, str) else m for m in metadata["rest_messages"]]
     pictures = at.pictures(record.get("images") or metadata.get("image"))
-    system, turns = exchanges([*record["question"], *rest], pictures)
+    system, turns = exchanges([*record["question"], *rest], pictures, unmarked=True)
     native = metadata.get("question_id")
     return at.conversation(
         native,
