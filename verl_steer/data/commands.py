@@ -94,7 +94,8 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn("{task.fields[read]} read, {task.fields[rejected]} rejected"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None, read=0, rejected=0)
         yield lambda read, rejected: bar.update(task, read=read, rejected=rejected)
 
