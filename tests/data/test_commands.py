@@ -57,7 +57,7 @@ def test_convert_says_why_rows_were_rejected(tmp_path, capsys):
     assert main(["data", "convert", "cosafe", str(path), "--to", "rl", "--out", str(tmp_path / "o.parquet")]) == 0
     said = capsys.readouterr().out
     assert "3 rows in = 1 written + 2 rejected" in said and "2 x not an object but int" in said
-    assert str(tmp_path / "o.rejected.jsonl") in said
+    assert str(tmp_path / "o.parquet.rejected.jsonl") in said
 
 
 @pytest.mark.parametrize(

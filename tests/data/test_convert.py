@@ -44,7 +44,7 @@ def test_the_same_input_gives_the_same_bytes_and_only_the_result_stays(tmp_path,
         assert (account.read, account.written, account.rejected) == (57, 49, 8)
     assert (tmp_path / "one/rl.parquet").read_bytes() == (tmp_path / "two/rl.parquet").read_bytes()
     names = {p.name for p in (tmp_path / "one").iterdir()}
-    assert names == {"rl.parquet", "rl.rejected.jsonl", "rl.parquet.account.json"}
+    assert names == {"rl.parquet", "rl.parquet.rejected.jsonl", "rl.parquet.account.json"}
     assert [row.index for row in read_split(tmp_path / "one/rl.parquet")] == list(range(49))
 
 
@@ -71,7 +71,7 @@ def test_an_interrupted_conversion_goes_on_and_gives_the_same_bytes(tmp_path, sm
     assert seen == list(range(stop, 6)), "committed parts are not made again"
     assert (account.read, account.written + account.rejected) == (57, 57)
     assert out.read_bytes() == (tmp_path / "whole/rl.parquet").read_bytes()
-    rejected = (tmp_path / "whole/rl.rejected.jsonl").read_bytes()
+    rejected = (tmp_path / "whole/rl.parquet.rejected.jsonl").read_bytes()
     assert account.rejected_path.read_bytes() == rejected and not (tmp_path / "cut/rl.parquet.parts").exists()
 
 

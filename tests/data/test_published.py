@@ -4,6 +4,7 @@ import json
 import tracemalloc
 
 import datasets
+import huggingface_hub
 import pytest
 from published_sources import build, image
 
@@ -124,7 +125,14 @@ def test_lists_of_pictures_survive_save_to_disk(tmp_path):
     assert len(row.turns[0].images) == 2
 
 
-def test_the_hub_is_streamed_by_the_same_library_call(tmp_path, monkeypatch):
+@pytest.fixture
+def offline(monkeypatch):
+    """No test waits for a network; `datasets` says so at once then."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def test_the_hub_is_streamed_by_the_same_library_call(tmp_path, monkeypatch, offline):
     """`load_dataset` takes a folder laid out as a hub repository; the call is the one that a hub id takes."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     folder = build("spa_vl", tmp_path).path / "data"
@@ -134,6 +142,6 @@ def test_the_hub_is_streamed_by_the_same_library_call(tmp_path, monkeypatch):
     assert [row.id for row in found] == ["spa_vl-train-1", "spa_vl-train-2"] and found[0].turns[0].images
 
 
-def test_a_hub_that_does_not_answer_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"hub data set .*nowhere \(default, train\)"):
-        spa(tmp_path, hub=str(tmp_path / "nowhere"))
+def test_a_hub_that_does_not_answer_is_named(tmp_path, offline):
+    with pytest.raises(DataError, match=r"hub data set nobody/nowhere \(default, train\)"):
+        spa(tmp_path, hub="nobody/nowhere")

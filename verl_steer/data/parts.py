@@ -52,7 +52,7 @@ class Parts:
     def __init__(self, out: Path, plan: dict[str, Any]) -> None:
         self.out, self.plan = out, plan
         self.folder = out.with_name(f"{out.name}.parts")
-        self.rejected_path = out.with_suffix(".rejected.jsonl")
+        self.rejected_path = out.with_name(f"{out.name}.rejected.jsonl")
         self._account = out.with_name(f"{out.name}.account.json")
 
     def finished(self) -> Account | None:

@@ -130,7 +130,7 @@ class _Output:
     def __init__(self, out: Path, progress: Progress) -> None:
         self.out, self._progress = out, progress
         self.temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        self.rejected_path = out.with_suffix(".rejected.jsonl")
+        self.rejected_path = out.with_name(f"{out.name}.rejected.jsonl")
         self.read = self.written = 0
         self.rejected: list[dict[str, Any]] = []
 
