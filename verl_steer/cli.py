@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_steer.data.commands import add as add_data
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
@@ -37,13 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.set_defaults(run=_doctor)
 
-    data = commands.add_parser("data", help="turn sources into rows").add_subparsers(required=True, metavar="ACTION")
-    cosafe = data.add_parser("cosafe", help="CoSafe dialogues (JSONL) -> STEER-RL rows; scripts are the user turns")
-    cosafe.add_argument("sources", nargs="+", type=Path, help="JSONL files, or a folder of them")
-    cosafe.add_argument("--out", required=True, type=Path, help="parquet file to write")
-    cosafe.add_argument("--image", type=Path, help="a picture to show in every dialogue")
-    cosafe.add_argument("--image-turn", type=int, default=1, help="the turn that shows it (default 1)")
-    cosafe.set_defaults(run=_cosafe)
+    add_data(commands)
 
     records = commands.add_parser("records", help="look at dialogue records").add_subparsers(
         required=True, metavar="ACTION"
@@ -126,18 +122,6 @@ def _print_findings(findings: Sequence[Mapping[str, Any]]) -> None:
             f"[{colours[finding['status']]}]{finding['status']}[/]", finding["name"], escape(finding["detail"])
         )
     Console().print(table)
-
-
-def _cosafe(arguments: argparse.Namespace) -> int:
-    from verl_steer.data.sources.cosafe import convert
-
-    account = convert(arguments.sources, arguments.out, arguments.image, arguments.image_turn)
-    sys.stdout.write(
-        f"{account.read} dialogues in = {account.written} rows + {account.rejected} rejected -> {arguments.out}\n"
-    )
-    if account.rejected:
-        sys.stdout.write(f"the rejected ones, with reasons: {account.rejected_path}\n")
-    return 0
 
 
 def _rescore(arguments: argparse.Namespace) -> int:

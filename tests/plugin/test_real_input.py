@@ -53,7 +53,12 @@ def tutor_url():
 def test_every_turn_of_400_real_dialogues_has_an_outcome_on_record(tmp_path, capsys, tutor_url, image_turn):
     Image.new("RGB", (56, 56), "navy").save(tmp_path / "picture.png")
     picture = ["--image", str(tmp_path / "picture.png"), "--image-turn", str(image_turn)]
-    assert verl_steer(["data", "cosafe", str(COSAFE), "--out", str(tmp_path / "rl.parquet"), *picture]) == 0
+    assert (
+        verl_steer(
+            ["data", "convert", "cosafe", str(COSAFE), "--to", "rl", "--out", str(tmp_path / "rl.parquet"), *picture]
+        )
+        == 0
+    )
     account = capsys.readouterr().out
     build_tiny_vlm(tmp_path / "student")
     status, output = main_ppo(
@@ -83,8 +88,8 @@ def test_every_turn_of_400_real_dialogues_has_an_outcome_on_record(tmp_path, cap
         json.loads(line) for line in (tmp_path / "out" / "records" / "rejected_rl.jsonl").read_text().splitlines()
     ]
     trained = {r["seed_id"] for r in records}
-    assert account.startswith("400 dialogues in = ")
-    written = int(account.split("= ")[1].split(" rows")[0])
+    assert account.startswith("400 rows in = ")
+    written = int(account.split("= ")[1].split(" written")[0])
     assert written + int(account.split("+ ")[1].split(" rejected")[0]) == 400
     assert len(trained) + len(rejected) == written and all(r["reason"] for r in rejected)
     assert len(records) == 2 * 200 * 2 and not {r["seed_id"] for r in rejected} & trained

@@ -25,22 +25,26 @@ IMAGE = "<image>"
 # verl's data set splits contents at these, so text that holds one would be read as media.
 PLACEHOLDER = re.compile(r"<image>|<video>|<audio>")
 
-_IMAGES = pa.list_(pa.struct([("bytes", pa.binary())]))
+IMAGES = pa.list_(pa.struct([("bytes", pa.binary()), ("sha256", pa.string())]))
 SCHEMA = pa.schema(
     [
         ("data_source", pa.string()),
         ("agent_name", pa.string()),
         ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
-        ("images", _IMAGES),
+        ("images", IMAGES),
         ("ability", pa.string()),
         ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
         ("extra_info", pa.struct([("index", pa.int64()), ("split", pa.string())])),
         ("steer", pa.string()),
-        ("later_images", _IMAGES),
+        ("later_images", IMAGES),
     ]
 )
 
 Row = dict[str, Any]
+
+
+class DataError(ValueError):
+    """A file, a source or a setting as a whole cannot be used; nothing has been written."""
 
 
 class RowError(ValueError):
@@ -85,12 +89,12 @@ def script_to_row(script: Script, index: int, split: str) -> Row:
         "data_source": f"verl_steer/{script.source or 'script'}",
         "agent_name": "steer",
         "prompt": prompt,
-        "images": [{"bytes": image.data} for image in first.images],
+        "images": image_column(first.images),
         "ability": "alignment",
         "reward_model": {"style": "tutor", "ground_truth": ""},
         "extra_info": {"index": index, "split": split},
         "steer": steer,
-        "later_images": [{"bytes": image.data} for turn in script.turns[1:] for image in turn.images],
+        "later_images": image_column(image for turn in script.turns[1:] for image in turn.images),
     }
 
 
@@ -106,8 +110,8 @@ def row_to_script(row: Mapping[str, Any]) -> Script:
     where = _place(row)
     plan = _plan(row, where)
     turns_plan = plan["turns"]
-    first_images = _images(row.get("images"), f"{where}: column images")
-    later_images = _images(row.get("later_images"), f"{where}: column later_images")
+    first_images = read_images(row.get("images"), f"{where}: column images")
+    later_images = read_images(row.get("later_images"), f"{where}: column later_images")
     counts = [turn["images"] for turn in turns_plan]
     for column, have, want in [
         ("images", len(first_images), counts[0]),
@@ -193,7 +197,17 @@ def _plan(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     return plan
 
 
-def _images(column: Any, where: str) -> list[ImageRef]:
+def image_column(images: Iterable[ImageRef]) -> list[Row]:
+    """Pictures as a value of an `IMAGES` column."""
+    return [{"bytes": image.data, "sha256": image.sha256} for image in images]
+
+
+def read_images(column: Any, where: str) -> list[ImageRef]:
+    """The inverse of `image_column`; a digest that is there must be that of the bytes.
+
+    Raises:
+        RowError: A picture without bytes, or bytes that have changed since they were written.
+    """
     if column is None:
         return []
     images = []
@@ -202,6 +216,10 @@ def _images(column: Any, where: str) -> list[ImageRef]:
         if not isinstance(data, bytes) or not data:
             raise RowError(f"{where}: picture {n} must be {{'bytes': encoded image}} with at least one byte")
         images.append(ImageRef(data))
+        if image.get("sha256") not in (None, images[-1].sha256):
+            raise RowError(
+                f"{where}: picture {n} has other bytes than its sha256 says; the file was changed or damaged"
+            )
     return images
 
 

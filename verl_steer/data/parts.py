@@ -1,0 +1,133 @@
+"""Part files: how long work is stopped at any instant and goes on with the same command.
+
+Beside the result lies `OUT.parts/`: numbered part files, each with an account that is written last and
+commits it. A rerun skips what the committed parts have read; when everything is there the parts are joined,
+one row group each, and renamed into place. So a resumed run gives the same bytes as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+@dataclass
+class Part:
+    """The account of one part: read = written + rejected."""
+
+    read: int = 0
+    written: int = 0
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Account:
+    """The account of a whole conversion: read = written + rejected, always."""
+
+    read: int
+    written: int
+    rejected: int
+    rejected_path: Path
+    sha256: str = ""
+
+
+class Parts:
+    """The parts of one output.
+
+    Args:
+        out: The file to be.
+        plan: Everything that the result depends on; parts of another plan are thrown away.
+    """
+
+    def __init__(self, out: Path, plan: dict[str, Any]) -> None:
+        self.out, self.plan = out, plan
+        self.folder = out.with_name(f"{out.name}.parts")
+        self.rejected_path = out.with_name(f"{out.name}.rejected.jsonl")
+        self._account = out.with_name(f"{out.name}.account.json")
+
+    def finished(self) -> Account | None:
+        """The account of an earlier run, if it did just this and its file is still what it wrote."""
+        if not self._account.is_file() or not self.out.is_file():
+            return None
+        stored = json.loads(self._account.read_text(encoding="utf-8"))
+        if stored.pop("plan", None) != self.plan or stored["sha256"] != file_hash(self.out):
+            return None
+        return Account(**{**stored, "rejected_path": self.rejected_path})
+
+    def open(self) -> list[Part]:
+        """Makes the folder; returns the committed parts of an interrupted run of the same plan."""
+        mark = self.folder / "plan.json"
+        if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) != self.plan:
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(mark, json.dumps(self.plan, indent=1))
+        done: list[Part] = []
+        while (account := self._path(len(done), "json")).is_file():
+            done.append(Part(**json.loads(account.read_text(encoding="utf-8"))))
+        return done
+
+    def commit(self, number: int, table: pa.Table, part: Part) -> None:
+        """Writes part `number`; it counts from the moment its account is there."""
+        path = self._path(number, "parquet")
+        pq.write_table(table, path)
+        write_text(self._path(number, "json"), json.dumps(asdict(part), ensure_ascii=False))
+
+    def join(self, schema: pa.Schema) -> Account:
+        """Joins the parts into the result and takes them away."""
+        read = written = rejected = 0
+        temporary = self.out.with_name(f".{self.out.name}.{os.getpid()}.tmp")
+        faults = self.rejected_path.with_name(f".{self.rejected_path.name}.{os.getpid()}.tmp")
+        try:
+            with pq.ParquetWriter(temporary, schema) as writer, faults.open("w", encoding="utf-8") as lines:
+                for number, part in enumerate(self._committed()):
+                    if part.written:
+                        writer.write_table(pq.ParquetFile(self._path(number, "parquet")).read())
+                    lines.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in part.rejected)
+                    read, written, rejected = read + part.read, written + part.written, rejected + len(part.rejected)
+            faults.replace(self.rejected_path)
+            temporary.replace(self.out)
+        finally:
+            temporary.unlink(missing_ok=True)
+            faults.unlink(missing_ok=True)
+        account = Account(read, written, rejected, self.rejected_path, file_hash(self.out))
+        write_text(self._account, json.dumps({**asdict(account), "rejected_path": "", "plan": self.plan}, indent=1))
+        shutil.rmtree(self.folder)
+        return account
+
+    def _committed(self) -> Iterator[Part]:
+        number = 0
+        while (account := self._path(number, "json")).is_file():
+            yield Part(**json.loads(account.read_text(encoding="utf-8")))
+            number += 1
+
+    def _path(self, number: int, ending: str) -> Path:
+        return self.folder / f"{number:06d}.{ending}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
