@@ -111,9 +111,9 @@ def _sources(arguments: argparse.Namespace) -> int:
         return 0
     for s in found:
         sys.stdout.write(f"{s.name}: {s.title}\n")
-        facts = [s.hub or "not on the hub", s.licence or "no licence stated", s.kind.value, f"splits: {s.splits}"]
-        facts.append({"row": "pictures in the table", "files": "pictures in files", "none": "text only"}[s.pictures])
-        sys.stdout.write(f"  {'; '.join([*facts, 'with replies' if s.replies else 'no replies'])}\n")
+        about = [s.hub or "not on the hub", s.licence or "no licence stated", s.kind.value, f"splits: {s.splits}"]
+        about.append({"row": "pictures in the table", "files": "pictures in files", "none": "text only"}[s.pictures])
+        sys.stdout.write(f"  {'; '.join([*about, 'with replies' if s.replies else 'no replies'])}\n")
         for layout in s.layouts:
             sys.stdout.write(f"  columns: {', '.join(layout)}\n")
     return 0
