@@ -94,7 +94,7 @@ async def test_a_flawed_reply_is_asked_to_mend_and_stands_if_it_does_not():
     assert (found.value, found.chat.outcome) == (Count(number=6), Outcome.OK)
 
 
-@pytest.mark.parametrize("second", [BROKEN, error(503, "gone"), Completion("", "content_filter")])
+@pytest.mark.parametrize("second", [BROKEN, error(500, "gone"), Completion("", "content_filter")])
 async def test_a_flawed_reply_is_not_lost_with_its_repair(second):
     found, _ = await ask_for_odd(EVEN, second)
     assert (found.value, found.chat.outcome, found.chat.calls) == (Count(number=4), Outcome.OK, 2)
