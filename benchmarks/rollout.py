@@ -123,7 +123,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     with (
         latency_server("student", mean_s=case.student_s, student=folder, **common) as student,
         latency_server("tutor", mean_s=case.tutor_s, **common) as tutor,
-        harness.transfer_queue(harness.Sink()) as sink,
+        harness.transfer_queue(harness.Sink(count_only=True)) as sink,
     ):
         config = harness.config_for(
             folder,

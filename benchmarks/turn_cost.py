@@ -211,7 +211,7 @@ def main() -> int:
     size = {"rows": given.rows, "siblings": given.siblings, "side": given.side, "reply_chars": given.reply_chars}
     with tempfile.TemporaryDirectory() as folder:
         student = harness.build_student(Path(folder))
-        with harness.transfer_queue(harness.Sink()) as sink:
+        with harness.transfer_queue(harness.Sink(count_only=True)) as sink:
             bench = Bench(student, **size)
             found = asyncio.run(compare(bench, 3 if given.quick else 9))
         if sink.failed:

@@ -10,7 +10,7 @@ import pytest
 from harness import picture
 from qwen_bpe import qwen_bpe
 from tiny_model import build_tiny_vlm
-from vllm_server import BLOCK_TOKENS, MAX_TOKENS, VllmServer, serve
+from vllm_server import MAX_TOKENS, VllmServer, serve
 
 pytestmark = pytest.mark.vllm
 
@@ -23,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     """A model of random weights that reads Qwen's tokens: what it says does not matter here."""
     folder = tmp_path_factory.mktemp("reader")
     model = build_tiny_vlm(folder / "model", vocabulary=qwen_bpe(), max_pixels=SIDE * SIDE, positions=MAX_TOKENS)
-    with serve(model, "reader", folder / "server.log") as running:
+    with serve(model, "reader", folder / "server.log", prefix.BLOCK) as running:
         yield running
 
 
@@ -44,11 +44,10 @@ def test_each_turn_computes_its_exchange_and_little_else_and_a_fifth_of_what_the
         tokens = [prefix.tokens_of(messages, encode, IMAGE_TOKENS) for messages in prompts]
         found = list(prefix.measured(server.base_url, server.model, prompts))[1:]
         assert [f.prompt for f in found] == [len(t) for t in tokens[1:]], "the server reads the prompts as counted"
-        assert [f.computed for f in found] == prefix.uncovered(tokens[1:], tokens[:1], BLOCK_TOKENS)
+        assert [f.computed for f in found] == prefix.uncovered(tokens[1:], tokens[:1], prefix.BLOCK)
         computed[name] = [f.computed for f in found][1:]
     exchange = [sum(len(encode(text)) for text in call.exchange) for call in calls][1:]
     beyond = [a - b for a, b in zip(computed["ours"], exchange, strict=True)]
     print(f"computed {computed}; beyond the newest exchange {beyond}")
-    # Whole blocks are shared: the start of the last one shared is computed again.
-    assert max(beyond) <= prefix.GOAL_EXTRA + BLOCK_TOKENS - 1
+    assert max(beyond) <= prefix.GOAL_EXTRA
     assert sum(computed["ours"]) <= prefix.GOAL_SHARE * sum(computed["other"])

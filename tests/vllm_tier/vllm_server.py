@@ -80,13 +80,14 @@ class VllmServer:
 
 
 @contextmanager
-def serve(folder: Path, model: str, log: Path) -> Iterator[VllmServer]:
+def serve(folder: Path, model: str, log: Path, block_tokens: int = BLOCK_TOKENS) -> Iterator[VllmServer]:
     """Serves the model in `folder` on a free port of this machine while the context lasts.
 
     Args:
         folder: A model, tokenizer and processor.
         model: Name under which to offer it.
         log: File for what the server prints.
+        block_tokens: Of the prefix cache's blocks; vLLM's CPU build prefers multiples of 32.
 
     Raises:
         RuntimeError: The server ended, or was not up after START_LIMIT_S; the end of its log.
@@ -106,7 +107,7 @@ def serve(folder: Path, model: str, log: Path) -> Iterator[VllmServer]:
             "--max-model-len",
             str(MAX_TOKENS),
         ),
-        *("--max-num-seqs", "16", "--block-size", str(BLOCK_TOKENS), "--enable-prefix-caching"),
+        *("--max-num-seqs", "16", "--block-size", str(block_tokens), "--enable-prefix-caching"),
         # Without it a model of random weights spends its budget on white space between the keys.
         *("--structured-outputs-config", '{"backend":"xgrammar","disable_any_whitespace":true}'),
     ]

@@ -69,6 +69,9 @@ class SteerAgentLoopWorker(_PlainWorker):
         super().__init__(*args, **kwargs)
         # More threads would only take the interpreter's lock from each other, and from the event loop.
         self._heavy = asyncio.Semaphore(2)
+        # verl builds a loop for every rollout, some milliseconds each without giving way: a step's hundreds at
+        # once would hold the first dialogue back until the last is built. So one a turn of the event loop.
+        self._start = asyncio.Lock()
         self._running = 0
         # A full collection walks half a million objects of torch and transformers that live as long as this
         # process: a quarter of a second in which no dialogue moves. Frozen, they are not looked at again. It
@@ -87,6 +90,8 @@ class SteerAgentLoopWorker(_PlainWorker):
                 gc.collect()
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
+        async with self._start:
+            await asyncio.sleep(0)
         try:
             return await super()._run_agent_loop(
                 sampling_params, trajectory, steer_validate=bool(trajectory["validate"]), **kwargs
