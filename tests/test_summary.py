@@ -129,3 +129,20 @@ def test_records_of_another_reward_manager_have_no_rewards_and_no_returns():
     bare = {"uid": "a", "kind": "benign", "turns": turns, "cut": None}
     got = summarise([bare, bare])
     assert got["steer/safety/turn_01"] == 10.0 and "steer/return/mean" not in got
+
+
+def test_attack_difficulty_compares_two_students_on_the_same_questions():
+    def met(safety, turn_number=1):
+        return {"frozen": {"turn": turn_number, "reply": "", "outcome": "ok", **turn(safety)}}
+
+    records = [
+        record([turn(10), turn(1)], **met(1, 2)),
+        record([turn(10)], **met(2)),
+        record([turn(1)], **met(9)),
+        record([turn(1)], frozen={"turn": 1, "outcome": "timeout", "scores": None}),
+        record([turn(1)]),
+    ]
+    got = summarise(records)
+    assert got["steer/attack_difficulty/frozen_failed"] == pytest.approx(2 / 3)
+    assert got["steer/attack_difficulty/student_failed"] == pytest.approx(2 / 3)
+    assert "steer/attack_difficulty/frozen_failed" not in summarise(records[-2:])

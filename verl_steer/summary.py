@@ -55,6 +55,11 @@ def summarise(records: Sequence[Record], prefix: str = "steer") -> dict[str, flo
             t for r in records if Kind(r["kind"]).harmful is harmful for t in r["turns"] if t.get("reward") is not None
         ]
         metrics[f"turn_reward/{'harmful' if harmful else 'benign'}"] = _mean([t["reward"] for t in mine])
+    # Of the same questions: what a student that does not change makes of them, and what this one did.
+    met = [r for r in records if (r.get("frozen") or {}).get("scores")]
+    metrics["attack_difficulty/frozen_failed"] = _mean([_failed(r["frozen"]) for r in met])
+    own = [r["turns"][r["frozen"]["turn"] - 1] for r in met]
+    metrics["attack_difficulty/student_failed"] = _mean([_failed(t) for t in own if t["scores"]])
     latencies = [t["latency_s"] for t in turns if t["tutor_calls"]]
     if latencies:
         metrics["tutor/latency_p50_s"], metrics["tutor/latency_p95_s"] = (
@@ -72,6 +77,10 @@ def summarise(records: Sequence[Record], prefix: str = "steer") -> dict[str, flo
     return {f"{prefix}/{key}": value for key, value in metrics.items() if value is not None}
 
 
+def _failed(turn: Record) -> bool:
+    return bool(turn["scores"]["safety"] <= BREACH_SAFETY)
+
+
 def _mean(values: Sequence[float | bool]) -> float | None:
     return float(sum(values)) / len(values) if values else None
 
@@ -79,7 +88,7 @@ def _mean(values: Sequence[float | bool]) -> float | None:
 def _first_failure(record: Record) -> int | None:
     """1-based turn of the first breach, or None."""
     for t, turn in enumerate(record["turns"], 1):
-        if turn["scores"] and turn["scores"]["safety"] <= BREACH_SAFETY:
+        if turn["scores"] and _failed(turn):
             return t
     return None
 

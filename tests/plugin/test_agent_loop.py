@@ -14,6 +14,7 @@ from tiny_model import build_tiny_vlm
 from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.utils.tokenizer import hf_processor, hf_tokenizer
 
+from verl_steer.chat.outcome import ChatResult
 from verl_steer.config import SteerConfig
 from verl_steer.data.rows import script_to_row
 from verl_steer.dialogue import ImageRef, Kind, Script, UserTurn
@@ -99,7 +100,9 @@ def model(tmp_path_factory):
 def play(model, monkeypatch):
     tokenizer, processor = model
 
-    async def run(student_replies, tutor, *, script=SCRIPT, response_length=400, steer=None, end=True, **row):
+    async def run(
+        student_replies, tutor, *, script=SCRIPT, response_length=400, steer=None, end=True, frozen=None, **row
+    ):
         config = OmegaConf.create(
             {
                 "actor_rollout_ref": {
@@ -108,7 +111,7 @@ def play(model, monkeypatch):
                 "data": {"apply_chat_template_kwargs": {}, "mm_processor_kwargs": {}},
             }
         )
-        settings = Settings(SteerConfig.from_mapping(steer or {}), tutor, b"key")
+        settings = Settings(SteerConfig.from_mapping(steer or {}), tutor, b"key", frozen)
         monkeypatch.setitem(settings_module._by_config, id(config), (config, settings))
         student = Student(tokenizer, student_replies, end)
         loop = SteerAgentLoop(
@@ -315,3 +318,41 @@ async def test_a_text_only_script_needs_no_picture(play):
     script = dataclasses.replace(SCRIPT, turns=(UserTurn("hello"), UserTurn("again")))
     output, student, _ = await play(["a"], Tutor(assessment()), script=script)
     assert output.multi_modal_data == {} and [c["images"] for c in student.calls] == [0, 0]
+
+
+class Frozen:
+    """A student that never changes: refuses to be reached, or says one thing."""
+
+    def __init__(self, result):
+        self.result, self.asked = result, []
+
+    async def reply(self, system, history, question, images, max_tokens):
+        self.asked.append((system, history, question, images, max_tokens))
+        return self.result
+
+
+async def test_the_frozen_student_meets_one_attack_of_the_first_rollout_and_is_judged_apart(play):
+    tutor, frozen = Tutor(assessment(question="harder")), Frozen(ChatResult(Outcome.OK, "frozen words"))
+    output, student, dialogue = await play(["mine"], tutor, frozen=frozen, session_id=0)
+    met = output.extra_fields["steer"]["context"]["frozen"]
+    [(system, history, question, images, max_tokens)] = frozen.asked
+    t = met["turn"] - 1
+    assert (met["outcome"], met["scores"]["safety"], met["reply"]) == ("ok", 10, "frozen words")
+    assert (system, len(history), question) == ("be kind", t, dialogue.turns[t].asked)
+    assert images == SCRIPT.turns[t].images and max_tokens == student.calls[0]["max_tokens"]
+    *mine, judged = tutor.requests
+    assert len(mine) == 3 and not judged.adapt and judged.planned_next is None
+    assert [e.reply for e in judged.history] == ["mine"] * t + ["frozen words"]
+    assert [turn.reply for turn in dialogue.turns] == ["mine"] * 3
+
+
+async def test_the_frozen_student_is_left_out_where_it_says_nothing_about_attacks(play):
+    frozen = Frozen(ChatResult(Outcome.TIMEOUT))
+    output, _, _ = await play(["mine"], Tutor(assessment()), frozen=frozen, session_id=0)
+    met = output.extra_fields["steer"]["context"]["frozen"]
+    assert (met["outcome"], met["scores"]) == ("timeout", None)
+    benign = dataclasses.replace(SCRIPT, kind=Kind.BENIGN)
+    for row in ({"session_id": 1}, {"session_id": 0, "steer_validate": True}, {"session_id": 0, "script": benign}):
+        output, _, _ = await play(["mine"], Tutor(assessment()), frozen=frozen, **row)
+        assert "frozen" not in output.extra_fields["steer"]["context"]
+    assert len(frozen.asked) == 1

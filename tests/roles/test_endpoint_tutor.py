@@ -124,7 +124,7 @@ async def test_a_question_that_must_not_be_asked_is_mended_once_or_the_planned_o
         mended = await assess(server, request(2), max_question_chars=200)
     assert (mended.next_question, mended.verdict.scores, mended.calls) == ("but why not?", SCORES, 2)
     assert says in server.requests[1]["messages"][-1]["content"]
-    for second in (reply(next_question=question), Completion("no JSON"), error(503, "gone")):
+    for second in (reply(next_question=question), Completion("no JSON"), error(500, "gone")):
         answers = [reply(next_question=question), second]
         with serve(lambda body, answers=answers: answers.pop(0)) as server:
             kept = await assess(server, request(2), max_question_chars=200, attempts=1)

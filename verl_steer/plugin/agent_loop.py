@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +18,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetr
 from verl_steer.chat.deadline import Deadline
 from verl_steer.config import SteerConfig
 from verl_steer.dialogue import Cut, Dialogue, Turn
+from verl_steer.plugin.difficulty import meet
 from verl_steer.plugin.opening import Once, Opening, open_row
 from verl_steer.plugin.output import SteerOutput
 from verl_steer.plugin.settings import settings_for
@@ -59,6 +60,7 @@ class SteerAgentLoop(AgentLoopBase):
         settings = settings_for(self.config)
         self.steer: SteerConfig = settings.config
         self.tutor = settings.tutor
+        self.frozen = settings.frozen
         self.fence_key = settings.fence_key
         self.reply_budget = int(self.rollout_config.response_length)
         self.end_id = int(self.tokenizer.eos_token_id)
@@ -84,7 +86,7 @@ class SteerAgentLoop(AgentLoopBase):
         except TimeoutError:
             rollout.dialogue.cut = Cut.DEADLINE
         self._mark_unjudged(rollout)
-        return self._finish(rollout, row)
+        return self._finish(rollout, row, await self._difficulty(rollout, row))
 
     # -- the course of a dialogue ------------------------------------------------------------------
 
@@ -174,7 +176,7 @@ class SteerAgentLoop(AgentLoopBase):
         return turn
 
     async def _assess(self, rollout: Rollout, t: int, turn: Turn, is_last: bool) -> Assessment:
-        script, dialogue_config = rollout.dialogue.script, self.steer.dialogue
+        dialogue_config = self.steer.dialogue
         rollout.exchanges.append(
             Exchange(
                 question=turn.asked,
@@ -183,22 +185,24 @@ class SteerAgentLoop(AgentLoopBase):
                 thinking=_thinking(turn.reply, dialogue_config.think_open, dialogue_config.think_close),
             )
         )
-        assessment = await self.tutor.assess(
-            TutorRequest(
-                script=script,
-                history=tuple(rollout.exchanges),
-                planned_next=None if is_last else script.turns[t + 1],
-                adapt=rollout.feedback == "tutor" and not is_last,
-                random_key=f"{rollout.tutor_key}|{t}",
-                fence=rollout.fence,
-                deadline_s=max(0.0, min(self.steer.tutor.timeout_s, rollout.deadline.left())),
-                within=rollout.deadline,
-            )
-        )
+        assessment = await self.tutor.assess(self._request(rollout, t, is_last))
         turn.verdict = assessment.verdict
         turn.latency_s, turn.tutor_calls = assessment.latency_s, assessment.calls
         rollout.tutor_s += assessment.latency_s
         return assessment
+
+    def _request(self, rollout: Rollout, t: int, is_last: bool) -> TutorRequest:
+        script = rollout.dialogue.script
+        return TutorRequest(
+            script=script,
+            history=tuple(rollout.exchanges),
+            planned_next=None if is_last else script.turns[t + 1],
+            adapt=rollout.feedback == "tutor" and not is_last,
+            random_key=f"{rollout.tutor_key}|{t}",
+            fence=rollout.fence,
+            deadline_s=max(0.0, min(self.steer.tutor.timeout_s, rollout.deadline.left())),
+            within=rollout.deadline,
+        )
 
     async def _ask(self, rollout: Rollout, t: int, assessment: Assessment) -> tuple[str, str]:
         """Appends the next user turn: the tutor's question if it fits, else the planned one, which always does."""
@@ -228,6 +232,15 @@ class SteerAgentLoop(AgentLoopBase):
         planned = sum(rollout.opening.lengths[: len(rollout.dialogue.turns)]) + len(rollout.dialogue.turns)
         return Cut.CONTEXT_LENGTH if user_tokens > planned else Cut.STUDENT_LENGTH
 
+    async def _difficulty(self, rollout: Rollout, row: dict[str, Any]) -> dict[str, Any] | None:
+        """What the frozen student makes of one of the attacks: asked in one rollout of a harmful seed."""
+        first = int(row.get("session_id", 0)) == 0 and not row.get("steer_validate")
+        if self.frozen is None or not first or not rollout.exchanges or not rollout.dialogue.script.kind.harmful:
+            return None
+        request = self._request(rollout, len(rollout.exchanges) - 1, is_last=True)
+        request = replace(request, deadline_s=self.steer.tutor.timeout_s, within=None)
+        return await meet(self.frozen, self.tutor, request, rollout.turn_budget)
+
     def _mark_unjudged(self, rollout: Rollout) -> None:
         """After a deadline the newest reply may lack its verdict: an unscored turn, not a low one."""
         for turn in rollout.dialogue.turns:
@@ -236,7 +249,7 @@ class SteerAgentLoop(AgentLoopBase):
 
     # -- in and out --------------------------------------------------------------------------------
 
-    def _finish(self, rollout: Rollout, row: dict[str, Any]) -> SteerOutput:
+    def _finish(self, rollout: Rollout, row: dict[str, Any], frozen: dict[str, Any] | None) -> SteerOutput:
         dialogue, ledger = rollout.dialogue, rollout.ledger
         if not ledger.mask:  # verl needs at least one response token
             ledger.ids.append(self.end_id)
@@ -262,6 +275,7 @@ class SteerAgentLoop(AgentLoopBase):
                         "session": int(row.get("session_id", 0)),
                         "uid": str(row.get("uid", "")),
                         "validation": bool(row.get("steer_validate", False)),
+                        **({"frozen": frozen} if frozen else {}),
                     },
                     "dialogue": dialogue_to_dict(dialogue),
                 },

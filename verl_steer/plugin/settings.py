@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_steer.chat.limits import share_of
 from verl_steer.config import SteerConfig
 from verl_steer.roles.build import build_tutor
+from verl_steer.roles.frozen import FrozenStudent, build_frozen_student
 from verl_steer.roles.tutor import Tutor
 
 
@@ -27,6 +28,7 @@ class Settings:
     config: SteerConfig
     tutor: Tutor
     fence_key: bytes
+    frozen: FrozenStudent | None = None
 
 
 def run_key(env_name: str | None, seed: int) -> bytes:
@@ -81,7 +83,13 @@ def settings_for(trainer_config: DictConfig) -> Settings:
         # validation alike. Under a manager that numbers no workers, nobody gets the remainder.
         index, workers = _worker or (None, int(trainer_config.actor_rollout_ref.rollout.agent.num_workers))
         share = share_of(config.tutor.max_concurrency, workers, index)
-        settings = Settings(config, build_tutor(config.tutor, share), run_key(config.fence_key_env, config.seed))
+        frozen_share = share_of(config.difficulty.max_concurrency, workers, index)
+        settings = Settings(
+            config,
+            build_tutor(config.tutor, share),
+            run_key(config.fence_key_env, config.seed),
+            build_frozen_student(config.difficulty, config.world, frozen_share),
+        )
         # The config object is kept alive beside its id, so that the id cannot be reused.
         known = _by_config[id(trainer_config)] = (trainer_config, settings)
     return known[1]
