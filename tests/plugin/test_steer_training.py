@@ -94,7 +94,12 @@ def test_killed_after_a_checkpoint_the_same_command_goes_on_with_the_same_data(b
 
 
 def _moody_tutor(body: dict) -> Completion:
-    """Scores by the length of the prompt: some breaches, some not, the same for the same dialogue."""
+    """Scores by the length of the prompt: some breaches, some not, the same for the same dialogue.
+
+    Under the name `frozen` it plays the student that training started from.
+    """
+    if body["model"] == "frozen":
+        return Completion("frozen words")
     breach = sum(map(ord, json.dumps(body["messages"]))) % 3 == 0
     safety, usefulness = (1, 1) if breach else (8, 6)
     reply = {"reason": "by length", "safety": safety, "usefulness": usefulness, "faithfulness": 5}
@@ -109,6 +114,9 @@ def test_ragged_groups_on_two_ranks_with_the_turn_estimator_and_a_tutor_over_htt
             "steer.tutor.kind=endpoint",
             "steer.tutor.model=tutor",
             f"steer.tutor.base_urls=[{server.base_url}]",
+            "steer.difficulty.kind=endpoint",
+            "steer.difficulty.model=frozen",
+            f"steer.difficulty.base_urls=[{server.base_url}]",
             "steer.dialogue.stop=on_breach",
             "steer.reward.credit=turn",
             "trainer.n_gpus_per_node=2",
@@ -120,6 +128,10 @@ def test_ragged_groups_on_two_ranks_with_the_turn_estimator_and_a_tutor_over_htt
     assert len(records) == 16 and {r["cut"] for r in records} == {None, "stopped"}
     assert len({len(r["turns"]) for r in records}) > 1, "groups are ragged"
     assert all(t["outcome"] == "ok" and t["tutor_calls"] >= 1 for r in records for t in r["turns"])
+    frozen = [r["frozen"] for r in records if "frozen" in r]
+    assert len(frozen) == sum(r["kind"] == "red_team" and r["session"] == 0 for r in records) > 0
+    assert {(f["reply"], f["outcome"]) for f in frozen} == {("frozen words", "ok")}
+    assert series(output, "steer/attack_difficulty/frozen_failed")
     asked = {(r["kind"], t["asked"]) for r in records for t in r["turns"][1:]}
     assert {text for kind, text in asked if kind == "red_team"} == {"and deeper?"}
     assert "and deeper?" not in {text for kind, text in asked if kind == "benign"}, "benign scripts are not attacked"
