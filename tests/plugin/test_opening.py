@@ -5,14 +5,17 @@ import asyncio
 import pytest
 
 pytest.importorskip("verl")
+from tiny_model import build_tiny_vlm
+from verl.utils.tokenizer import hf_processor, hf_tokenizer
 from verl.utils.tokenizer.continuous_token import (
     Gemma4VLContinuousTokenBuilder,
     GptOssContinuousTokenBuilder,
     QwenVLContinuousTokenBuilder,
 )
+from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from verl_steer.plugin.opening import Once
-from verl_steer.plugin.tokens import history_free
+from verl_steer.plugin.tokens import history_free, remember_standins
 
 
 async def test_work_is_done_once_for_everyone_who_asks_before_and_after_it_is_done():
@@ -71,3 +74,22 @@ def test_only_builders_whose_user_turns_look_at_nothing_before_them_share_tokens
     assert history_free(bare(QwenVLContinuousTokenBuilder))
     assert not history_free(bare(Gemma4VLContinuousTokenBuilder))
     assert not history_free(bare(GptOssContinuousTokenBuilder))
+
+
+def test_what_stands_in_for_the_history_is_rendered_once_and_the_tokens_are_verls(tmp_path):
+    path = str(build_tiny_vlm(tmp_path / "tiny"))
+    tokenizer, processor = hf_tokenizer(path), hf_processor(path)
+    messages = [{"role": "user", "content": text} for text in ("one", "another one", "")]
+
+    def builder():
+        return create_continuous_token_builder(tokenizer, hf_model_type="qwen2_5_vl", processor=processor)
+
+    plain = [builder().tokenize_context_incremental_messages([], [m]) for m in messages]
+    rendered = []
+    for message, want in zip(messages, plain, strict=True):
+        mine = builder()
+        render = mine._render_tokens
+        mine._render_tokens = lambda *args, render=render, **kwargs: rendered.append(1) or render(*args, **kwargs)
+        remember_standins(mine)
+        assert mine.tokenize_context_incremental_messages([], [message]) == want
+    assert len(rendered) == 1 + len(messages)

@@ -22,7 +22,7 @@ from verl_steer.plugin.difficulty import meet
 from verl_steer.plugin.opening import Once, Opening, open_row
 from verl_steer.plugin.output import SteerOutput
 from verl_steer.plugin.settings import settings_for
-from verl_steer.plugin.tokens import TokenLedger, tokenise, user_message
+from verl_steer.plugin.tokens import TokenLedger, remember_standins, tokenise, user_message
 from verl_steer.records import dialogue_to_dict
 from verl_steer.roles.fence import fence_tag, neutralise
 from verl_steer.roles.tutor import Assessment, Exchange, TutorRequest
@@ -57,6 +57,7 @@ class SteerAgentLoop(AgentLoopBase):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.pop("tools", None)
         super().__init__(*args, **kwargs)
+        remember_standins(self.continuous_token_builder)
         settings = settings_for(self.config)
         self.steer: SteerConfig = settings.config
         self.tutor = settings.tutor

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase
 from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
@@ -137,6 +138,31 @@ def history_free(builder: ContinuousTokenBuilder) -> bool:
         "tokenize_context_incremental_messages",
     )
     return all(getattr(type(builder), name) is getattr(ContinuousTokenBuilder, name) for name in kept)
+
+
+# Tokenizer -> what it made of verl's stand-in messages; a loop and its builder live for one rollout only.
+_standins: WeakKeyDictionary[Any, dict[str, list[int]]] = WeakKeyDictionary()
+
+
+def remember_standins(builder: ContinuousTokenBuilder) -> None:
+    """Makes a builder render the messages that stand in for the history once a process.
+
+    verl tokenises a user turn as the difference of two renderings, the stand-ins with the turn and without
+    it. The second is always the same, and half of the cost.
+    """
+    if not history_free(builder):
+        return
+    known, render = _standins.setdefault(builder.tokenizer, {}), builder._render_tokens
+
+    def remembered(messages: list[Message], *, add_generation_prompt: bool, tools: Any = None) -> list[int]:
+        if add_generation_prompt or tools or not all(isinstance(m["content"], str) for m in messages):
+            return render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        key = repr((messages, builder.chat_template_kwargs))
+        if key not in known:
+            known[key] = render(messages, add_generation_prompt=False)
+        return known[key]
+
+    builder._render_tokens = remembered
 
 
 def user_message(text: str, images: list[Any]) -> Message:

@@ -73,6 +73,7 @@ class SteerAgentLoopWorker(_PlainWorker):
         # once would hold the first dialogue back until the last is built. So one a turn of the event loop.
         self._start = asyncio.Lock()
         self._running = 0
+        self._warm = False
         # A full collection walks half a million objects of torch and transformers that live as long as this
         # process: a quarter of a second in which no dialogue moves. Frozen, they are not looked at again. It
         # also walks every token of every dialogue, so it waits until none runs, or for very long.
@@ -88,6 +89,9 @@ class SteerAgentLoopWorker(_PlainWorker):
             self._running -= 1
             if not self._running:
                 gc.collect()
+                if not self._warm:  # what the first dialogues have imported stays, too
+                    self._warm = True
+                    gc.freeze()
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
         async with self._start:
