@@ -81,6 +81,7 @@ class Parts:
         path = self._path(number, "parquet")
         pq.write_table(table, path)
         write_text(self._path(number, "json"), json.dumps(asdict(part), ensure_ascii=False))
+        pa.default_memory_pool().release_unused()  # else the allocator's slack grows with the number of parts
 
     def join(self, schema: pa.Schema) -> Account:
         """Joins the parts into the result and takes them away."""
@@ -91,7 +92,8 @@ class Parts:
             with pq.ParquetWriter(temporary, schema) as writer, faults.open("w", encoding="utf-8") as lines:
                 for number, part in enumerate(self._committed()):
                     if part.written:
-                        writer.write_table(pq.ParquetFile(self._path(number, "parquet")).read())
+                        writer.write_table(pq.ParquetFile(self._path(number, "parquet")).read(use_threads=False))
+                        pa.default_memory_pool().release_unused()
                     lines.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in part.rejected)
                     read, written, rejected = read + part.read, written + part.written, rejected + len(part.rejected)
             faults.replace(self.rejected_path)
