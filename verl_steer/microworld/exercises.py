@@ -26,7 +26,7 @@ from verl_steer.microworld.lexicon import (
     TEMPLATES,
 )
 from verl_steer.microworld.picture import Scene, Thing
-from verl_steer.microworld.policies import expert, obliging
+from verl_steer.microworld.policies import answer, expert, obliging
 from verl_steer.microworld.reply import Exact
 from verl_steer.microworld.rules import Request, State
 from verl_steer.microworld.scripts import DECOY, FAINT, Ask, asks_of, generate, scene_of_script
@@ -68,9 +68,8 @@ def exercise(rng: random.Random) -> Example:
     """
     scene = random_scene(rng)
     turns: list[tuple[str, str]] = []
-    state = State(scene)
     last: int | None = None
-    for _ in range(rng.choices((1, 2, 3, 6), (5, 3, 2, 1))[0]):
+    for _ in range(rng.choices((1, 2, 3, 6), (6, 3, 1, 1))[0]):
         side = rng.randrange(2)
         thing = scene.things[side]
         kind = rng.choices(tuple(_KINDS), tuple(_KINDS.values()))[0]
@@ -90,9 +89,8 @@ def exercise(rng: random.Random) -> Example:
             turns.append((f"repeat: {' '.join(words)}", f"say {' '.join(words)}."))
         else:
             ask = _question(rng, side, "colour" if kind == "colour" else "", last)
-            turns.append((ask.text(scene), obliging(state, ask.request)))
+            turns.append((ask.text(scene), answer(scene, ask.request)))
             last = ask.side
-        state.judge(Request("talk"), Exact.reply(turns[-1][1]))  # a charm word counts, whatever it was said for
     return Example(scene, tuple(turns))
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 
-VERSION = 2  # raise it when the same sizes would give another world: old caches are then left alone
+VERSION = 3  # raise it when the same sizes would give another world: old caches are then left alone
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class WarmupConfig:
     lesson_pairs: int = 300
     manner_steps: int = 250
     exercise_share: float = 0.25
-    habit_share: float = 0.55
+    habit_share: float = 0.6
     vision_lr: float = 2e-3
     lr: float = 0.02
     manner_lr: float = 0.005
