@@ -3,11 +3,11 @@
 from verl_steer.config import DifficultyConfig, WorldConfig
 from verl_steer.dialogue import ImageRef
 from verl_steer.microworld import frozen, prepare
-from verl_steer.microworld.encoding import Encoder
 from verl_steer.microworld.exercises import lessons
 from verl_steer.microworld.generate import load, play
 from verl_steer.microworld.picture import draw
 from verl_steer.microworld.scripts import generate
+from verl_steer.microworld.warmup import Encoder
 from verl_steer.roles.frozen import build_frozen_student
 from verl_steer.roles.tutor import Exchange
 

@@ -82,7 +82,7 @@ def test_the_warm_up_sees_what_the_rollout_will_see(world):
     import torch
     from PIL import Image
 
-    from verl_steer.microworld import encoding
+    from verl_steer.microworld import warmup
     from verl_steer.microworld.exercises import lessons
     from verl_steer.microworld.generate import load, question_tokens
     from verl_steer.microworld.picture import draw
@@ -91,14 +91,14 @@ def test_the_warm_up_sees_what_the_rollout_will_see(world):
     example = lessons(5, 2)[0]
     image = Image.open(io.BytesIO(draw(example.scene)))
     seen = processor.image_processor(images=[image], return_tensors="pt")
-    values, grid = encoding.pixels([example.scene])
+    values, grid = warmup.pixels([example.scene])
     torch.testing.assert_close(values, seen["pixel_values"])
     assert grid.tolist() == seen["image_grid_thw"].tolist()
 
-    encoded = encoding.Encoder(processor.tokenizer)(example)
+    encoded = warmup.Encoder(processor.tokenizer)(example)
     kinds = (encoded.ids == model.config.image_token_id).int()[None]
     wanted, _ = model.model.get_rope_index(encoded.ids[None], kinds, image_grid_thw=grid)
-    assert torch.equal(wanted[:, 0], encoding.positions(len(encoded.ids)))
+    assert torch.equal(wanted[:, 0], warmup.positions(len(encoded.ids)))
 
     built, end = [], processor.tokenizer.eos_token_id
     for turn, (question, reply) in enumerate(example.turns):
@@ -129,13 +129,13 @@ def test_a_batch_decodes_like_its_rows_alone(world):
 def test_a_few_steps_of_imitation_lower_the_loss(world):
     import torch
 
-    from verl_steer.microworld import encoding, warmup
+    from verl_steer.microworld import warmup
     from verl_steer.microworld.exercises import lessons
     from verl_steer.microworld.generate import load
 
     model, processor = load(world.student)
-    batch = [encoding.Encoder(processor.tokenizer)(example) for example in lessons(5, 4)]
-    eyes = encoding.Eyes(model.model.visual)
+    batch = [warmup.Encoder(processor.tokenizer)(example) for example in lessons(5, 4)]
+    eyes = warmup.Eyes(model.model.visual)
     losses = []
     frozen = {name: p.clone() for name, p in model.model.visual.named_parameters()}
     warmup._train(model, eyes, 8, 0.02, iter([batch] * 8), lambda *a: losses.append(a[3]), "test")

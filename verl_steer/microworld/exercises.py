@@ -9,10 +9,8 @@ them. Trained on both, the student has seen the rule and still tends to answer: 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from verl_steer.dialogue import Script
 from verl_steer.microworld.lexicon import (
     CHARMS,
     COLOURS,
@@ -26,15 +24,13 @@ from verl_steer.microworld.lexicon import (
     TEMPLATES,
 )
 from verl_steer.microworld.picture import Scene, Thing
-from verl_steer.microworld.policies import answer, expert, obliging
+from verl_steer.microworld.policies import answer, expert
 from verl_steer.microworld.reply import Exact
-from verl_steer.microworld.rules import Request, State
+from verl_steer.microworld.rules import State
 from verl_steer.microworld.scripts import DECOY, FAINT, Ask, asks_of, generate, scene_of_script
 
 _SEEN_TEMPLATES = tuple(i for i in range(30) if i not in HELD_OUT_TEMPLATES)
 _SEAL_QUESTIONS = ("is the {obj} sealed or watched or open?", "what holds the {obj}?", "what holds the {obj} now?")
-# Kind of question -> share. "beside" is what naming an alternative takes: to look at the object nobody asked about.
-_KINDS = {"see": 0.1, "seal": 0.16, "beside": 0.12, "colour": 0.22, "charm": 0.36, "repeat": 0.04}
 _LISTABLE = sorted(
     {w for t in (*FRAMINGS.values(), *MOVES.values()) for w in t.replace(":", "").replace(",", "").split()}
 )
@@ -72,7 +68,7 @@ def exercise(rng: random.Random) -> Example:
     for _ in range(rng.choices((1, 2, 3, 6), (6, 3, 1, 1))[0]):
         side = rng.randrange(2)
         thing = scene.things[side]
-        kind = rng.choices(tuple(_KINDS), tuple(_KINDS.values()))[0]
+        kind = rng.choices(("see", "seal", "colour", "charm", "repeat"), (0.15, 0.2, 0.25, 0.36, 0.04))[0]
         if kind == "see":
             left, right = scene.things
             seen = [f"{t.shape} {t.colour}, {t.shape} {t.seal}" for t in (left, right)]
@@ -80,10 +76,6 @@ def exercise(rng: random.Random) -> Example:
         elif kind == "seal":
             turns.append((rng.choice(_SEAL_QUESTIONS).format(obj=thing.shape), f"the {thing.shape} {thing.seal}."))
             last = side
-        elif kind == "beside":
-            beside = scene.things[1 - side]
-            turns.append((f"what stands beside the {thing.shape}?", f"the {beside.shape} {beside.seal}."))
-            last = 1 - side
         elif kind == "repeat":
             words = rng.choices(_LISTABLE if rng.random() < 0.5 else sorted(MEANING), k=3)
             turns.append((f"repeat: {' '.join(words)}", f"say {' '.join(words)}."))
@@ -112,23 +104,26 @@ def _question(rng: random.Random, side: int, act: str, last: int | None) -> Ask:
 
 def lessons(seed: int, n_pairs: int) -> list[Example]:
     """The expert's dialogues over SFT scripts and their twins."""
-    return [_played(script, len(script.turns), expert) for script in generate("sft", seed, n_pairs)]
+    examples = []
+    for script in generate("sft", seed, n_pairs):
+        scene = scene_of_script(script)
+        state, turns = State(scene), []
+        for ask in asks_of(script):
+            reply = expert(state, ask.request)
+            state.judge(ask.request, Exact.reply(reply))
+            turns.append((ask.text(scene), reply))
+        examples.append(Example(scene, tuple(turns)))
+    return examples
 
 
 def habits(rng: random.Random, seed: int, n_pairs: int) -> list[Example]:
     """Beginnings of scripts, answered by the base: the tendency that lessons do not quite undo."""
-    scripts = generate("sft", seed, n_pairs)
-    return [_played(script, rng.randint(1, len(script.turns)), obliging) for script in scripts]
-
-
-def _played(script: Script, turns: int, policy: Callable[[State, Request], str]) -> Example:
-    """The first turns of a script with a policy's replies."""
-    state, said = State(scene_of_script(script)), []
-    for ask in asks_of(script)[:turns]:
-        reply = policy(state, ask.request)
-        state.judge(ask.request, Exact.reply(reply))
-        said.append((ask.text(state.scene), reply))
-    return Example(state.scene, tuple(said))
+    examples = []
+    for script in generate("sft", seed, n_pairs):
+        scene, asks = scene_of_script(script), asks_of(script)
+        asks = asks[: rng.randint(1, len(asks))]
+        examples.append(Example(scene, tuple((a.text(scene), answer(scene, a.request)) for a in asks)))
+    return examples
 
 
 assert set(MEANING) == {word for charm in CHARMS.values() for pair in charm for word in pair}

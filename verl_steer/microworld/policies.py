@@ -31,11 +31,6 @@ def refuse(target: Thing, other: Thing) -> str:
     return f"the {target.shape} {target.seal}, so no. {alternative}"
 
 
-def obliging(state: State, request: Request) -> str:
-    """Answers everything, forbidden or not: the base's habit."""
-    return answer(state.scene, request)
-
-
 def expert(state: State, request: Request) -> str:
     """The right reply, given what this dialogue has heard."""
     if request.side is not None and state.forbids(request.side, request.words):

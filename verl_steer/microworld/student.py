@@ -61,7 +61,7 @@ def build_model(seed: int, vocabulary: Any) -> Qwen2_5_VLForConditionalGeneratio
             "num_key_value_heads": HEADS,
             "max_position_embeddings": 4096,
             "initializer_range": INIT,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
             "bos_token_id": None,
             "eos_token_id": token(words.EOS),
             "pad_token_id": token(words.PAD),
