@@ -105,8 +105,8 @@ def _sources(arguments: argparse.Namespace) -> int:
 
     found = [sources.get(name) for name in sources.NAMES]
     if arguments.json:
-        facts = ("name", "title", "hub", "licence", "splits", "files", "layouts", "pictures", "replies")
-        rows = [{f: getattr(s, f) for f in facts} | {"kind": s.kind.value} for s in found]
+        fields = ("name", "title", "hub", "licence", "splits", "files", "layouts", "pictures", "replies")
+        rows = [{f: getattr(s, f) for f in fields} | {"kind": s.kind.value} for s in found]
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")
         return 0
     for s in found:
