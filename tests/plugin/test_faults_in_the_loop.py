@@ -138,7 +138,7 @@ async def test_the_step_itself_is_deterministic_and_not_trivial(step):
 @pytest.mark.parametrize("fault", CURABLE)
 async def test_a_fault_that_retries_cure_leaves_the_records_bit_equal(step, fault):
     clean, _ = await step(rule_tutor)
-    plan = FaultPlan(seed=1, rate=0.15 if fault in WAITS else 1.0, faults=[fault], tries=1, hang_s=30.0)
+    plan = FaultPlan(seed=1, rate=0.15 if fault in WAITS else 1.0, faults=[fault], tries=1, hang_s=200.0)
     cured, server = await step(faulty(rule_tutor, plan), timeout_s=10.0 if fault in WAITS else 120.0)
     assert compared(cured) == compared(clean)
     calls = sum(t["tutor_calls"] for record, *_ in cured for t in record["turns"])
