@@ -11,7 +11,7 @@ from verl_steer.cli import main
 from verl_steer.data import commands, sources
 from verl_steer.data import convert as convert_module
 from verl_steer.data.formats import read_any
-from verl_steer.data.rows import DataError
+from verl_steer.data.rows import DataError, RowError
 
 
 @pytest.fixture
@@ -323,3 +323,63 @@ def test_splits_of_the_command_are_those_of_the_layouts():
     from verl_steer.data.splits import LAYOUTS
 
     assert set(commands.SPLITS) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"version": 2}, "has version 2, this verl_steer reads 1"),
+        ({"turns": 3}, "turns must be a list of {text, images}"),
+        ({"turns": [3]}, "turns must be a list of {text, images}"),
+        ({"turns": [{"text": "x", "images": [{"path": "nowhere.png"}]}]}, "is not a file"),
+        ({"extra": 1}, "extra"),
+    ],
+)
+def test_a_damaged_bench_line_is_named(tmp_path, bench, change, says):
+    main(["data", "export", str(bench), "--to", "bench_jsonl", "--out", str(tmp_path / "b" / "b.jsonl")])
+    path = tmp_path / "b" / "b.jsonl"
+    first, *rest = path.read_text().splitlines()
+    damaged = {**json.loads(rest[0]), **change}
+    path.write_text("\n".join([first, json.dumps(damaged), *rest[1:]]) + "\n")
+    good, fault, *others = read_any(path)[1]
+    assert good.subset == "MMSafe" and len(others) == 6
+    assert isinstance(fault, RowError) and says in str(fault)
+
+
+def test_a_missing_digest_is_named(tmp_path, bench):
+    main(["data", "export", str(bench), "--to", "bench_jsonl", "--out", str(tmp_path / "b" / "b.jsonl")])
+    path = tmp_path / "b" / "b.jsonl"
+    path.write_text(path.read_text().replace('"sha256"', '"sha"'))
+    faults = [row for row in read_any(path)[1] if isinstance(row, RowError)]
+    assert len(faults) == 6 and all("'sha256' is missing" in str(fault) for fault in faults)
+
+
+def test_many_scripts_become_rl_rows_in_order(tmp_path):
+    path = lines(tmp_path / "x.jsonl", [[{"role": "user", "content": f"q{n}"}] for n in range(150)])
+    for to in ("script", "rl"):
+        main(["data", "convert", "cosafe", str(path), "--to", to, "--out", str(tmp_path / f"{to}.parquet")])
+    main(["data", "export", str(tmp_path / "script.parquet"), "--to", "rl", "--out", str(tmp_path / "made.parquet")])
+    assert list(read_any(tmp_path / "made.parquet")[1]) == list(read_any(tmp_path / "rl.parquet")[1])
+
+
+def test_a_row_whose_picture_is_none_is_not_exported_and_not_valid(tmp_path, sft, capsys):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole = pq.read_table(sft)
+    rows = whole.to_pylist()
+    rows[0]["images"][0] = {"bytes": b"not a picture", "sha256": None}
+    pq.write_table(pa.Table.from_pylist(rows, schema=whole.schema), sft)
+    assert main(["data", "validate", str(sft)]) == 1
+    assert "picture is none of" in capsys.readouterr().out
+    assert main(["data", "export", str(sft), "--to", "llamafactory", "--out", str(tmp_path / "x.json")]) == 0
+    said = capsys.readouterr().out
+    assert "2 rows in = 1 written + 1 rejected" in said and "cannot be written" in said
+
+
+def test_a_system_prompt_is_shown(tmp_path, capsys):
+    path = lines(tmp_path / "x.jsonl", [[{"role": "system", "content": "be kind"}, {"role": "user", "content": "q"}]])
+    main(["data", "convert", "cosafe", str(path), "--to", "rl", "--out", str(tmp_path / "o.parquet")])
+    capsys.readouterr()
+    main(["data", "show", str(tmp_path / "o.parquet"), "0"])
+    assert "system: be kind" in capsys.readouterr().out

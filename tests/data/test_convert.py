@@ -82,7 +82,7 @@ def test_a_killed_process_goes_on_with_the_same_command(tmp_path):
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     out, parts = tmp_path / "a" / "rl.parquet", tmp_path / "a" / "rl.parquet.parts"
     process = subprocess.Popen([*command, str(out)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (parts / "000001.json").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

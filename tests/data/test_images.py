@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from published_sources import lines
 
 from verl_steer.data import sources
 from verl_steer.data.convert import Options, convert
-from verl_steer.data.images import SIZES, ImagePolicy, load, normalise
+from verl_steer.data.images import SIZES, ImagePolicy, load, normalise, read_file
 from verl_steer.data.rows import RowError
 from verl_steer.data.splits import read_split
 from verl_steer.data.validate import images_of
@@ -192,3 +193,14 @@ def test_images_of_a_row_come_in_order(tmp_path):
     convert(sources.get("vlsbench"), Options(to="seed", paths=(path,)), tmp_path / "o.parquet")
     (row,) = read_split(tmp_path / "o.parquet")
     assert [image.data for image in images_of(row)] == [normalise(PNG, ImagePolicy())]
+
+
+def test_a_file_that_changes_under_our_hands_is_still_no_link_and_no_pipe(tmp_path):
+    """Between looking at a path and opening it somebody may swap it; the opened file is looked at again."""
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    with pytest.raises(RowError, match=r"link\.png.*cannot be read"):
+        read_file(tmp_path / "link.png", 1000)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(RowError, match="is not a plain file"):
+        read_file(tmp_path / "pipe.png", 1000)
