@@ -1,5 +1,6 @@
 """How a worker's outage ends the run, and what share of the job's limit a worker has."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
@@ -46,7 +47,8 @@ async def test_the_worker_reports_before_verl_swallows_the_exception(queue, monk
         raise ModelOutage("gone")
 
     monkeypatch.setattr(worker._PlainWorker, "_run_agent_loop", run)
-    mine = object.__new__(worker.SteerAgentLoopWorker)
+    mine = object.__new__(worker.SteerAgentLoopWorker)  # without verl's own start
+    mine._start = asyncio.Lock()
     with pytest.raises(ModelOutage):
         await mine._run_agent_loop({}, {"validate": False}, agent_name="steer")
     assert [tag["says"] for tag in queue[outage.PARTITION].values()] == ["gone"]
