@@ -6,6 +6,7 @@ saying so. So the request is a hint, never a guarantee: every reply is read stri
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ def request_fields(dialect: Dialect, schema: JsonSchema) -> dict[str, Any]:
             return {}
 
 
+@functools.cache  # the same for every call, and not cheap
 def schema_of(reply_type: type[StrictReply]) -> JsonSchema:
     """The JSON schema of a reply, without titles and prose: some servers compile every keyword they see."""
     schema = _bare(reply_type.model_json_schema())
