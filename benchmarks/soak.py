@@ -1,7 +1,7 @@
 """Does a long run grow? Dialogues at full concurrency for half an hour, against servers in other processes.
 
     python benchmarks/soak.py --minutes 30
-    python benchmarks/soak.py --quick             # half a minute: too short for the figure, long enough for leaks
+    python benchmarks/soak.py --quick             # some seconds: too short for the figure, long enough for leaks
 
 The real agent loop and tutor client in verl's own worker, step after step of 320 dialogues x 4 turns with
 short latencies, so that half an hour sees as many calls as days of training. A part of the tutor's answers is
@@ -137,12 +137,12 @@ def main() -> int:
     """Soaks and prints; exit status 0 if the goals are met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--quick", action="store_true", help="half a minute")
+    parser.add_argument("--quick", action="store_true", help="ten seconds of 64 dialogues")
     parser.add_argument("--dialogues", type=int, default=320)
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--lost", type=float, default=0.02, help="share of the tutor's answers that never come")
     given = parser.parse_args()
-    minutes = 0.5 if given.quick else given.minutes
+    minutes, dialogues = (1 / 6, 64) if given.quick else (given.minutes, given.dialogues)
     with (
         tempfile.TemporaryDirectory() as folder,
         harness.transfer_queue(harness.Sink(count_only=True)) as sink,
@@ -157,7 +157,7 @@ def main() -> int:
                 f"steer.tutor.base_urls=[{tutor.root}/v1]",
                 "steer.tutor.timeout_s=10",
             )
-            found = asyncio.run(soak(config, student, 60 * minutes, given.dialogues, given.turns))
+            found = asyncio.run(soak(config, student, 60 * minutes, dialogues, given.turns))
             server_rss = {
                 name: psutil.Process(s.process.pid).memory_info().rss for name, s in (("student", student), ("tutor", tutor))
             }  # fmt: skip
