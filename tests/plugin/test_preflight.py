@@ -201,3 +201,22 @@ def test_a_tracker_file_that_a_kill_left_empty_is_repaired(run, tmp_path):
     leave_checkpoint(tmp_path / "out", 6, "")
     run_preflight(run())
     assert (tmp_path / "out" / fingerprint.TRACKER).read_text() == "6"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("steer.difficulty.api_key_env=NO_SUCH_KEY",), "steer.difficulty.api_key_env=NO_SUCH_KEY"),
+        (("steer.difficulty.base_urls=['http://me:secret@sft:8000/v1']",), "steer.difficulty.base_urls"),
+    ],
+)
+def test_a_frozen_student_that_cannot_be_reached_is_named_before_ray(run, overrides, says):
+    found = problem(
+        run(
+            "steer.difficulty.kind=endpoint",
+            "steer.difficulty.model=sft",
+            "steer.difficulty.base_urls=['http://sft:8000/v1']",
+            *overrides,
+        )
+    )
+    assert says in found and "secret" not in found

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from verl_steer.chat.endpoints import ChatConfigError, check_url
 from verl_steer.config import ConfigError, SteerConfig, TutorConfig
 from verl_steer.data.check import check_row
 from verl_steer.data.rows import row_to_script
@@ -76,10 +77,17 @@ def steer_node(config: DictConfig) -> SteerConfig:
     for key, name in (
         ("steer.tutor.api_key_env", steer.tutor.api_key_env),
         ("steer.tutor.fallback.api_key_env", steer.tutor.fallback.api_key_env),
+        ("steer.difficulty.api_key_env", steer.difficulty.api_key_env),
         ("steer.fence_key_env", steer.fence_key_env),
     ):
         if name and not os.environ.get(name):
             raise Problem(f"{key}={name}: that environment variable is not set; export it here and on every node")
+    try:
+        # The tutor's are tried by a call; the frozen student may be slow to come up, so only their form is looked at.
+        for url in steer.difficulty.base_urls:
+            check_url(url)
+    except ChatConfigError as error:
+        raise Problem(f"steer.difficulty.{error}") from error
     return steer
 
 
@@ -186,7 +194,6 @@ def tutor_answers(steer: SteerConfig, image: ImageRef) -> dict[str, Any]:
     """
     if steer.tutor.kind != "endpoint":
         return {"latency_s": 0.0, "calls": 0, "prompt_tokens": 0, "completion_tokens": 0}
-    from verl_steer.chat.endpoints import ChatConfigError
     from verl_steer.roles.build import fallback_of
     from verl_steer.roles.endpoint_tutor import EndpointTutor
 
