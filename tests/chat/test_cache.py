@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -211,6 +212,21 @@ for n in range(200):
     cache = ReplyCache(path)
     assert len(cache) == 600
     cache.close()
+
+
+def test_processes_may_make_the_file_at_the_same_time(tmp_path):
+    code = """
+import sys
+import time
+from verl_steer.chat.cache import ReplyCache
+start = float(sys.argv[2])
+for n in range(60):
+    time.sleep(max(0.0, start + n * 0.02 - time.time()))
+    ReplyCache(f"{sys.argv[1]}-{n}").close()
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "c"), str(time.time() + 3)]
+    running = [subprocess.Popen(command) for _ in range(3)]
+    assert [p.wait(120) for p in running] == [0, 0, 0]
 
 
 def test_a_network_disk_is_refused(tmp_path, monkeypatch):

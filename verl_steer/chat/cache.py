@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
@@ -28,6 +29,8 @@ NETWORK_DISKS = frozenset(
         *(f"fuse.{name}" for name in ("sshfs", "glusterfs", "ceph", "s3fs", "gcsfuse", "juicefs", "weka")),
     )
 )
+
+OPENING_S = 30.0  # how long another process that opens the same new file is waited for
 
 
 class CacheError(RuntimeError):
@@ -54,7 +57,7 @@ class ReplyCache:
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's side files take its mode
             self._db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
-            mode = self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+            mode = self._into_wal_mode()
             if mode != "wal":
                 raise CacheError(
                     f"{self.path}: this disk has no shared memory for SQLite (journal mode {mode}); choose another"
@@ -84,6 +87,18 @@ class ReplyCache:
     def close(self) -> None:
         """Closes the file."""
         self._db.close()
+
+    def _into_wal_mode(self) -> str:
+        # SQLite's own patience (`timeout`) does not cover this statement: two processes that open a new file at
+        # once would both hold it for reading and wait for the other to let go, so one is told "locked" at once.
+        until = time.monotonic() + OPENING_S
+        while True:
+            try:
+                return str(self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0])
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
 
     def _run(self, statement: str, *values: str) -> sqlite3.Cursor:
         try:
