@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from verl_steer.checked import ConfigError, fraction, nearest, not_negative, one_of, parse
+from verl_steer.checked import ConfigError, nearest, not_negative, one_of, parse
 from verl_steer.data.card import PAPER
 from verl_steer.dialogue import MAX_TURNS
 from verl_steer.scores import BREACH_SAFETY, CEILING, FLOOR
@@ -107,16 +107,18 @@ class SplitConfig:
     max_turns: int = MAX_TURNS
     sources: tuple[str, ...] = ()
 
+    NAME = "split"
+
     def __post_init__(self) -> None:
-        not_negative("size", self.size)
-        not_negative("benign", self.benign)
-        not_negative("harmful", self.harmful)
+        for key in ("size", "benign", "harmful"):
+            not_negative(f"{self.NAME}.{key}", getattr(self, key))
         if not 1 <= self.min_turns <= self.max_turns <= MAX_TURNS:
             raise ConfigError(
-                f"min_turns={self.min_turns}, max_turns={self.max_turns}: must be 1 <= min <= max <= {MAX_TURNS}"
+                f"{self.NAME}.min_turns={self.min_turns}, {self.NAME}.max_turns={self.max_turns}: "
+                f"must be 1 <= min <= max <= {MAX_TURNS}"
             )
         if self.mean_turns is not None:
-            _between("mean_turns", self.mean_turns, self.min_turns, self.max_turns)
+            _between(f"{self.NAME}.mean_turns", self.mean_turns, self.min_turns, self.max_turns)
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class SftConfig(SplitConfig):
 
     size: int = PAPER["sft"][1]
     mean_turns: float | None = PAPER["sft"][3]
+
+    NAME = "sft"
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,8 @@ class RlConfig(SplitConfig):
     benign: float = 1.0
     harmful: float = 3.0
 
+    NAME = "rl"
+
 
 @dataclass(frozen=True)
 class BenchConfig(SplitConfig):
@@ -143,6 +149,8 @@ class BenchConfig(SplitConfig):
 
     size: int = PAPER["bench"][1]
     mean_turns: float | None = PAPER["bench"][3]
+
+    NAME = "bench"
 
 
 @dataclass(frozen=True)
