@@ -95,8 +95,14 @@ class Maker:
         marks: list[TutorScores | None] = [GOOD] * len(said)
         for turn, score in (scores or {}).items():
             marks[turn] = score
-        given = {"last_alone_safe": True, "dialogue_safe": False, "success": 5 if kind is Kind.RED_TEAM else None}
-        return Candidate(script, cluster or f"seed-{name}", tuple(marks), dialogue, **{**given, **values})
+        given = {
+            "turn_scores": tuple(marks),
+            "dialogue": dialogue,
+            "last_alone_safe": True,
+            "dialogue_safe": False,
+            "success": 5 if kind is Kind.RED_TEAM else None,
+        }
+        return Candidate(script, cluster or f"seed-{name}", **{**given, **values})
 
     def edited(self, texts: list[str], share: float) -> list[str]:
         """The same turns with a share of the words replaced."""
