@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_steer.data.commands import add as add_data
+from verl_steer.synthesis.disjoint_command import add as add_disjoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.set_defaults(run=_doctor)
 
-    add_data(commands)
+    add_disjoint(add_data(commands))
 
     records = commands.add_parser("records", help="look at dialogue records").add_subparsers(
         required=True, metavar="ACTION"

@@ -120,13 +120,13 @@ def _write(
         rows = (as_row(spool.get(entry), split, index) for index, entry in enumerate(entries))
         write_split(paths[split], split, _counted_rows(rows, progress))
         write_card(paths[split])
-    found = check(paths, config, lambda rows: progress("check", rows))
-    if found.overlaps:
+    found = check(list(paths.values()), config, lambda rows: progress("check", rows)) if len(paths) > 1 else None
+    if found and found.overlaps:
         raise DataError(
             f"the splits overlap ({dict(found.overlaps)}), e.g. {found.examples[0]}; this is a fault of ours"
         )
     splits = tuple(dataclasses.replace(one, sha256=file_hash(paths[one.name])) for one in report.splits)
-    report = dataclasses.replace(report, splits=splits, compared=found.rows)
+    report = dataclasses.replace(report, splits=splits, compared=sum(found.rows.values()) if found else 0)
     write_removals(report, stage / "removals.csv")
     account = {**report.to_json(), "settings": dataclasses.asdict(config)}
     (stage / "selection.json").write_text(json.dumps(account, indent=1) + "\n", encoding="utf-8")
