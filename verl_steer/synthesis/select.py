@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from verl_steer.data.card import write_card
@@ -59,11 +59,7 @@ def select_splits(
     wanted = [split for split in config.order if config.split(split).size]
     with Spool(out) as spool:
         entries = [_entry(c, config, wanted, spool) for c in _counted(candidates, lambda: progress("rules", 1))]
-        picker = Picker(spool, config)
-        chosen: dict[str, list[Entry]] = {}
-        for split in wanted:
-            able = [entry for entry in entries if split not in entry.fate]
-            chosen[split] = picker.pick(split, able, lambda step, split=split: progress(f"draw {split}", step))  # type: ignore[misc]
+        chosen = _draw(entries, wanted, spool, config, progress)
         report = SelectionReport(
             candidates=len(entries),
             used=sum(any(fate == (CHOSEN, "") for fate in entry.fate.values()) for entry in entries),
@@ -71,9 +67,10 @@ def select_splits(
         )
         if report.missing and not config.allow_short:
             raise TooFew(report)
-        stage = out / f".selection.{os.getpid()}.tmp"
+        stage = out / ".selection.tmp"
+        shutil.rmtree(stage, ignore_errors=True)  # what a killed run left
+        stage.mkdir()
         try:
-            stage.mkdir()
             report = _write(stage, report, chosen, spool, config, progress)
             write_fates(entries, stage / "candidates.csv")
             _publish(stage, out)
@@ -104,6 +101,18 @@ def _entry(candidate: Candidate, config: SelectionConfig, splits: Sequence[str],
     if len(entry.fate) < len(splits):
         entry.place = spool.put(candidate)
     return entry
+
+
+def _draw(
+    entries: Sequence[Entry], splits: Sequence[str], spool: Spool, config: SelectionConfig, progress: Progress
+) -> dict[str, list[Entry]]:
+    """Every split picks in turn; what the picker holds for it is freed before the files are compared."""
+    picker = Picker(spool, config)
+    chosen = {}
+    for split in splits:
+        able = [entry for entry in entries if split not in entry.fate]
+        chosen[split] = picker.pick(split, able, partial(progress, f"draw {split}"))
+    return chosen
 
 
 def _write(
