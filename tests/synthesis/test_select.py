@@ -6,10 +6,12 @@ import io
 import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import planted
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from planted import Maker
 
 from verl_steer.checked import ConfigError
@@ -18,7 +20,7 @@ from verl_steer.data.validate import turns_of, validate
 from verl_steer.dialogue import Kind
 from verl_steer.synthesis.report import TooFew
 from verl_steer.synthesis.select import select_splits
-from verl_steer.synthesis.selection_config import SPLITS, SelectionConfig
+from verl_steer.synthesis.selection_config import SPLITS, SWITCHES, SelectionConfig
 
 
 def settings(**changes):
@@ -187,15 +189,27 @@ def test_sft_rows_are_the_dialogues_and_the_others_the_scripts(candidates, tmp_p
     assert rl.turns[0].text == one.script.turns[0].text
 
 
+def test_what_the_page_shows_works(candidates, tmp_path):
+    page = (Path(__file__).parents[2] / "docs/selection.md").read_text(encoding="utf-8")
+    block = page.split("```yaml")[1].split("```")[0]
+    config = SelectionConfig.from_mapping(yaml.safe_load(block)["selection"])
+    assert config.bench.sources == ("vlsbench", "mm_safetybench") and not config.on("picture")
+    assert (config.keep.tau_help, config.near.threshold, config.rl.mean_turns) == (6.5, 0.85, 8.33)
+    report = select_splits(candidates, config, tmp_path)
+    assert report.splits[1].removed["source"] == len(candidates)
+    rules = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+    assert rules == set(SWITCHES)
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"off": ["neer"]}, "did you mean near"),
-        ({"rl": {"size": -1}}, "rl.size=-1"),
+        ({"without": ["neer"]}, "did you mean near"),
+        ({"rl": {"size": -1}}, "selection.rl.size=-1"),
         ({"bench": {"sise": 1}}, "selection.bench.sise is not a known key; did you mean size"),
         ({"sft": {"min_turns": 5, "max_turns": 3}}, "sft.min_turns=5, sft.max_turns=3"),
         ({"sft": {"mean_turns": 11}}, "sft.mean_turns=11"),
-        ({"keep": {"tau_safe": 11}}, "keep.tau_safe=11"),
+        ({"keep": {"tau_safe": 11}}, "selection.keep.tau_safe=11"),
         ({"risk": {"min_success": 0}}, "risk.min_success=0"),
         ({"near": {"threshold": 0.2}}, "near.threshold=0.2"),
         ({"near": {"across": "all"}}, "near.across='all'"),
