@@ -177,6 +177,16 @@ def test_a_split_of_size_0_is_left_out(candidates, tmp_path):
     assert not (tmp_path / "bench.parquet").exists()
 
 
+def test_siblings_first_uses_up_fewer_seeds_and_changes_nothing_else(candidates, tmp_path):
+    seeds = {}
+    for siblings in ("any", "first"):
+        report = select_splits(candidates, settings(bench={"siblings": siblings}), tmp_path / siblings)
+        rows = list(read_split(tmp_path / siblings / "bench.parquet"))
+        seeds[siblings] = len({row.meta["seed_id"] for row in rows})
+        assert len(rows) == 20 and {len(row.turns) for row in rows} == set(range(2, 11)) and not report.missing
+    assert seeds["first"] < seeds["any"]
+
+
 def test_sft_rows_are_the_dialogues_and_the_others_the_scripts(candidates, tmp_path):
     one = candidates[0]
     asked = tuple(t.model_copy(update={"text": f"rewritten {t.text}"}) for t in one.dialogue.turns)
@@ -211,6 +221,7 @@ def test_what_the_page_shows_works(candidates, tmp_path):
         ({"sft": {"mean_turns": 11}}, "sft.mean_turns=11"),
         ({"keep": {"tau_safe": 11}}, "selection.keep.tau_safe=11"),
         ({"risk": {"min_success": 0}}, "risk.min_success=0"),
+        ({"bench": {"siblings": "last"}}, "bench.siblings='last' is not one of any, first"),
         ({"near": {"threshold": 0.2}}, "near.threshold=0.2"),
         ({"near": {"across": "all"}}, "near.across='all'"),
         ({"order": ["rl", "sft"]}, "must name each of sft, rl, bench once"),

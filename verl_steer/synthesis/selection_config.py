@@ -97,6 +97,8 @@ class SplitConfig:
         benign, harmful: Ratio of benign to harmful (obfuscated and red team) rows; 0 and 0: as they come.
         min_turns, max_turns: Both inclusive.
         sources: Only rows of these sources; empty: of all.
+        siblings: "any": rows as they come, so mostly one of a seed. "first": before the others, rows of seeds that the
+            split holds already; fewer seeds are used up, which helps where they are scarce.
     """
 
     size: int = 0
@@ -106,12 +108,15 @@ class SplitConfig:
     min_turns: int = 2
     max_turns: int = MAX_TURNS
     sources: tuple[str, ...] = ()
+    siblings: str = "any"
 
     NAME = "split"
+    SIBLINGS = ("any", "first")
 
     def __post_init__(self) -> None:
         for key in ("size", "benign", "harmful"):
             not_negative(f"{self.NAME}.{key}", getattr(self, key))
+        one_of(f"{self.NAME}.siblings", self.siblings, self.SIBLINGS)
         if not 1 <= self.min_turns <= self.max_turns <= MAX_TURNS:
             raise ConfigError(
                 f"{self.NAME}.min_turns={self.min_turns}, {self.NAME}.max_turns={self.max_turns}: "
