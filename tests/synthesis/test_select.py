@@ -15,12 +15,14 @@ import yaml
 from planted import Maker
 
 from verl_steer.checked import ConfigError
+from verl_steer.data.rows import DataError
 from verl_steer.data.splits import read_split
 from verl_steer.data.validate import turns_of, validate
 from verl_steer.dialogue import Kind
 from verl_steer.synthesis.report import TooFew
 from verl_steer.synthesis.select import select_splits
 from verl_steer.synthesis.selection_config import SPLITS, SWITCHES, SelectionConfig
+from verl_steer.synthesis.written import as_row, write_split
 
 
 def settings(**changes):
@@ -175,6 +177,29 @@ def test_a_split_of_size_0_is_left_out(candidates, tmp_path):
     report = select_splits(candidates, settings(bench={"size": 0}), tmp_path)
     assert [split.name for split in report.splits] == ["rl", "sft"]
     assert not (tmp_path / "bench.parquet").exists()
+
+
+def test_files_that_overlap_are_not_published(candidates, tmp_path, monkeypatch):
+    monkeypatch.setattr("verl_steer.synthesis.seen.Seen.across", lambda *_: None)
+    with pytest.raises(DataError, match=r"the splits overlap .*cluster: row .*bench.parquet"):
+        select_splits(candidates, settings(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_row_groups_are_bounded_by_rows_and_by_picture_bytes(candidates, tmp_path, monkeypatch):
+    rows = [as_row(c, "bench", n) for n, c in enumerate(candidates[:20])]
+    monkeypatch.setattr("verl_steer.synthesis.written.PART_ROWS", 8)
+    write_split(tmp_path / "a.parquet", "bench", rows)
+    monkeypatch.setattr(
+        "verl_steer.synthesis.written.PART_BYTES", max(len(turns_of(row)[0].images[0].data) for row in rows) + 1
+    )
+    write_split(tmp_path / "b.parquet", "bench", rows)
+    sizes = []
+    for name in ("a", "b"):
+        data = pq.read_metadata(tmp_path / f"{name}.parquet")
+        sizes.append([data.row_group(n).num_rows for n in range(data.num_row_groups)])
+        assert list(read_split(tmp_path / f"{name}.parquet")) == rows
+    assert sizes == [[8, 8, 4], [2] * 10]
 
 
 def test_siblings_first_uses_up_fewer_seeds_and_changes_nothing_else(candidates, tmp_path):

@@ -132,7 +132,8 @@ def _write(
     found = check(list(paths.values()), config, lambda rows: progress("check", rows)) if len(paths) > 1 else None
     if found and found.overlaps:
         raise DataError(
-            f"the splits overlap ({dict(found.overlaps)}), e.g. {found.examples[0]}; this is a fault of ours"
+            f"the splits overlap ({dict(found.overlaps)}), e.g. {found.examples[0]}; nothing was published; this "
+            "should not be possible, please report it"
         )
     splits = tuple(dataclasses.replace(one, sha256=file_hash(paths[one.name])) for one in report.splits)
     report = dataclasses.replace(report, splits=splits, compared=sum(found.rows.values()) if found else 0)
