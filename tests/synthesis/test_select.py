@@ -179,6 +179,13 @@ def test_a_split_of_size_0_is_left_out(candidates, tmp_path):
     assert not (tmp_path / "bench.parquet").exists()
 
 
+def test_a_candidate_without_its_seed_is_an_error(candidates, tmp_path):
+    lost = dataclasses.replace(candidates[3], cluster="")
+    with pytest.raises(DataError, match=r"'any-000004' has no cluster"):
+        select_splits([*candidates, lost], settings(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_that_overlap_are_not_published(candidates, tmp_path, monkeypatch):
     monkeypatch.setattr("verl_steer.synthesis.seen.Seen.across", lambda *_: None)
     with pytest.raises(DataError, match=r"the splits overlap .*cluster: row .*bench.parquet"):
