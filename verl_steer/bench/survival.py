@@ -185,10 +185,13 @@ def standardised(
     total = np.where(total > 1 - 1e-12, 1.0, total)  # a sum of shares that is 1 but for rounding
     log_variance = (share**2 * np.where(known, variance, 0)).sum(0) / np.where(total > 0, total, 1) ** 2
     low, high = log_log_band(total, log_variance, level)
-    tail, pooled = (1 - level) / 2, np.where(share > 0, at_risk / np.where(share > 0, share, 1), np.inf).min(0)
+    tail, pooled = (
+        (1 - level) / 2,
+        np.where(share > 0, at_risk / np.where(share > 0, share, 1), np.inf).min(0, initial=np.inf),
+    )
     pooled = np.maximum(pooled, 1.0)
     emptied = np.where((at_risk > 0) & (lost == at_risk), at_risk, np.inf).min(1)[:, None]
-    gone = np.where(share > 0, emptied / np.where(share > 0, share, 1), np.inf).min(0)
+    gone = np.where(share > 0, emptied / np.where(share > 0, share, 1), np.inf).min(0, initial=np.inf)
     low = np.where(total == 1, tail ** (1 / pooled), np.where(total == 0, 0.0, low))
     high = np.where(total == 1, 1.0, np.where(total == 0, 1 - tail ** (1 / gone), high))
     return Curve(at_risk.sum(0), lost.sum(0), total, low, high)
