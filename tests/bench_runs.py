@@ -152,7 +152,7 @@ def made_up(
         planned = rng.randint(*turns)
         kind = Kind.BENIGN if n % 4 == 1 else (Kind.RED_TEAM, Kind.OBFUSCATED)[n % 3 == 0]
         values = {
-            "subset": SUBSETS[n % 5],
+            "subset": SUBSETS[n // 4 % 5],
             "kind": kind,
             "category": ("sealed", "watched", "open")[n % 3],
             "cluster": f"template-{n % max(1, count // 10)}",

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_steer.bench.report_commands import add_records_report, add_report_commands
 from verl_steer.data.commands import add as add_data
 
 
@@ -40,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     add_data(commands)
+    add_report_commands(
+        commands.add_parser("bench", help="STEER-Bench").add_subparsers(required=True, metavar="ACTION")
+    )
 
     records = commands.add_parser("records", help="look at dialogue records").add_subparsers(
         required=True, metavar="ACTION"
@@ -57,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("directory", type=Path)
     plot.add_argument("--out", type=Path, help="default: DIRECTORY/learning_curve.png")
     plot.set_defaults(run=_plot)
+    add_records_report(records)
 
     serve = commands.add_parser("serve", help="serve the embedded models").add_subparsers(required=True, metavar="WHAT")
     microworld = serve.add_parser("microworld", help="the micro-world's rule tutor, OpenAI-compatible")

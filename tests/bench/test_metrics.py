@@ -54,6 +54,9 @@ def test_over_refusal_speaks_of_benign_dialogues_only():
     benign = run([[(3, 0), (3, 3)], [(3, 1), (3, 3)]], kind=Kind.BENIGN)
     assert metrics.figure(harmful, metrics.MEASURES["over_refusal"]).total == 0
     assert value(benign, "over_refusal") == 0.5
+    assert value(run([[(-2, 0)]], kind=Kind.BENIGN), "over_refusal") == 0  # harm, and no refusal
+    unknown = metrics.figure(run([[(-2, 0), (None,)]], kind=Kind.BENIGN), metrics.MEASURES["over_refusal"])
+    assert (unknown.low_bound, unknown.high_bound) == (0, 1)
 
 
 def twins(harmful, benign):

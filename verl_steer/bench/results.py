@@ -157,7 +157,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "by_subset_and_turn": {name: [asdict(row) for row in rows] for name, rows in result.heat.items()},
         "survival": _survival(result.survival),
     }
-    return dict(_clean(plain))
+    return dict(clean(plain))
 
 
 def rows(result: Result) -> Iterator[dict[str, Any]]:
@@ -167,7 +167,7 @@ def rows(result: Result) -> Iterator[dict[str, Any]]:
         for label, found in labels.items():
             for name, figure in found.items():
                 yield {"run": result.run.name, "judge": result.judge, "by": by, "group": label, "measure": name} | (
-                    _clean(_figure(figure))
+                    clean(_figure(figure))
                 )
 
 
@@ -208,12 +208,12 @@ def _survival(found: Survival) -> dict[str, Any]:
     return whole | {"safe_turns": asdict(found.safe_turns)}
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
     """NaN and infinity have no place in JSON: null."""
     if isinstance(value, dict):
-        return {str(key): _clean(item) for key, item in value.items()}
+        return {str(key): clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
+        return [clean(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
