@@ -49,12 +49,16 @@ WORDS = [
 SUBSETS = ("Beaver", "MMSafe", "VLS", "SPA", "DyS")
 
 
-def picture(number: int, side: int = 64, noisy: bool = False) -> ImageRef:
-    """A picture of its own for every number; noise compresses as badly as a photograph."""
+def picture(number: int, side: int = 64, photo: bool = False) -> ImageRef:
+    """A picture of its own for every number; as a photo it compresses about as badly as one."""
     buffer = io.BytesIO()
     rng = np.random.default_rng(number)
-    if noisy:
-        Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(buffer, "JPEG", quality=70)
+    if photo:
+        mixed = np.zeros((side, side, 3))
+        for grain, share in ((8, 0.5), (32, 0.3), (112, 0.2)):
+            noise = Image.fromarray(rng.integers(0, 255, (grain, grain, 3), dtype=np.uint8))
+            mixed += share * np.asarray(noise.resize((side, side)), dtype=np.float64)
+        Image.fromarray(mixed.astype(np.uint8)).save(buffer, "JPEG", quality=85)
     else:
         colours = rng.integers(60, 255, (2, 3))
         grid = np.indices((side, side)).sum(0)[..., None] // 8 % 2
@@ -126,7 +130,7 @@ def made_up(
     characters: tuple[int, int] = (90, 400),
     pictures: int = 8,
     side: int = 64,
-    noisy: bool = False,
+    photos: bool = False,
     seed: int = 0,
     **names: str,
 ) -> Path:
@@ -141,12 +145,12 @@ def made_up(
         characters: Of a question and of a reply.
         pictures: Different pictures.
         side: Of a picture, pixels.
-        noisy: Pictures that compress badly.
+        photos: Pictures that compress as badly as photographs.
         seed: Of everything.
         names: Of the run and its judge, as `write_folder` takes them.
     """
     rng, luck = random.Random(seed), random.Random(f"{seed}-{skill}")
-    shas = [put_image(folder, picture(n, side, noisy)) for n in range(pictures)]
+    shas = [put_image(folder, picture(n, side, photos)) for n in range(pictures)]
     dialogues, verdicts = [], []
     for n in range(count):
         planned = rng.randint(*turns)

@@ -1,7 +1,7 @@
 """Pictures of a page: small, once by hash, within a budget.
 
-A picture of at most 24 KiB stands in the page as it is; a larger one as a thumbnail. Pictures beyond the budget are named by
-their address beside the page. Everything is a data URI or a relative address: nothing is ever fetched from a network.
+A picture of at most 24 KiB stands in the page as it is; a larger one as a thumbnail that leads to the file it was made of,
+and one beyond the budget as that file alone. Everything is a data URI or a relative address: nothing is ever fetched from a network.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
-BUDGET = 24 * 2**20  # bytes of all pictures in a page, before base64
+Shown = tuple[str, str]  # what the page shows, and the address of the file
+
+BUDGET = 20 * 2**20  # bytes of all pictures in a page, before base64
 AS_IS = 24 * 1024
-SIDE = 320  # pixels of a thumbnail's longer side
+SIDE = 224  # pixels of a thumbnail's longer side; a JPEG of twice that is decoded at half its size, four times as fast
 TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp"}
 
 
-def embed(used: Iterable[str], files: Mapping[str, Path], out: Path, budget: int = BUDGET) -> dict[str, str | None]:
+def embed(used: Iterable[str], files: Mapping[str, Path], out: Path, budget: int = BUDGET) -> dict[str, Shown | None]:
     """What the page shows for each picture, in the order of their first use.
 
     Args:
@@ -29,7 +31,7 @@ def embed(used: Iterable[str], files: Mapping[str, Path], out: Path, budget: int
         out: Folder of the page.
         budget: Bytes in the page itself.
     """
-    shown: dict[str, str | None] = dict.fromkeys(used)
+    shown: dict[str, Shown | None] = dict.fromkeys(used)
     known = [sha256 for sha256 in shown if sha256 in files]
     spent = 0
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -38,11 +40,11 @@ def embed(used: Iterable[str], files: Mapping[str, Path], out: Path, budget: int
             inside = spent < budget
             made = pool.map(_picture, [files[s] for s in part]) if inside else iter([None] * len(part))
             for sha256, picture in zip(part, made, strict=True):
+                address = source = quote(os.path.relpath(files[sha256], out).replace(os.sep, "/"))
                 if picture and spent + len(picture[1]) <= budget:
                     spent += len(picture[1])
-                    shown[sha256] = f"data:{picture[0]};base64,{base64.b64encode(picture[1]).decode()}"
-                else:
-                    shown[sha256] = quote(os.path.relpath(files[sha256], out).replace(os.sep, "/"))
+                    source = f"data:{picture[0]};base64,{base64.b64encode(picture[1]).decode()}"
+                shown[sha256] = source, address
     return shown
 
 
@@ -61,5 +63,5 @@ def _picture(path: Path) -> tuple[str, bytes] | None:
         return None
     small.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=72)
+    small.save(buffer, "JPEG", quality=60)
     return "image/jpeg", buffer.getvalue()

@@ -113,13 +113,17 @@
   function pictures(d, t) {
     const box = make("div", "shown");
     for (const place of d.images[t] || []) {
-      const address = data.pictures[place];
-      if (!address) { box.append(make("span", "quiet", data.redacted ? "[picture redacted]" : "[picture not stored with this run]")); continue; }
-      const image = make("img");
+      const [source, address] = data.pictures[place] || [];
+      if (!source) { box.append(make("span", "quiet", data.redacted ? "[picture redacted]" : "[picture not stored with this run]")); continue; }
+      const image = make("img"), link = make("a");
       image.alt = `picture of turn ${t + 1}`;
-      image.src = address;
-      if (!harmful(d) || (unveil && unveil.checked)) { box.append(image); continue; }
-      const veil = button("", () => veil.replaceWith(image), "");
+      image.src = source;
+      link.href = address;
+      link.target = "_blank";
+      link.rel = "noopener";
+      link.title = "open the picture's file";
+      if (!harmful(d) || (unveil && unveil.checked)) { link.append(image); box.append(link); continue; }
+      const veil = button("", () => { link.append(image); veil.replaceWith(link); }, "");
       veil.setAttribute("aria-label", "Show picture");
       veil.append(image);
       box.append(veil);
@@ -145,7 +149,8 @@
     box.append(head, ...pictures(d, t), asked, replied);
     if (it.reason) {
       const reason = make("p", "reason");
-      put(reason, data.texts[it.reason], hidden && "Judge's reason: show");
+      reason.append(make("b", "", "Judge: "));
+      put(reason.appendChild(make("span", "inline")), data.texts[it.reason], hidden && "reason of a veiled reply: show");
       box.append(reason);
     }
     return box;
@@ -161,7 +166,7 @@
     detail.replaceChildren(bar, make("h3", "", d.name), make("p", "about", about(d)));
     if (d.why) detail.append(make("p", "why", data.texts[d.why]));
     if (d.system) {
-      const fold = make("details"), words = make("div", "said asked");
+      const fold = make("details"), words = make("div", "said system");
       words.textContent = data.texts[d.system];
       fold.append(make("summary", "quiet", "System prompt"), words);
       detail.append(fold);

@@ -48,7 +48,7 @@ def render(page: Page, block: str, redact: bool) -> str:
         folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "page.html")
     )
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["shade"] = shade
+    environment.filters |= {"shade": shade, "heat": heat}
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.from_string(template).render(
         page=page,
@@ -61,6 +61,27 @@ def render(page: Page, block: str, redact: bool) -> str:
     )
 
 
+# The seven colours of page.css, worst first.
+RAMP = (
+    (180, 35, 24),
+    (207, 68, 56),
+    (240, 161, 132),
+    (248, 207, 174),
+    (249, 232, 184),
+    (191, 227, 210),
+    (31, 122, 102),
+)
+
+
 def shade(level: float | None) -> int:
-    """A place on a scale in [0, 1] as one of the seven colours of page.css, 0 the worst."""
+    """A place on a scale in [0, 1] as one of the seven colours, 0 the worst."""
     return -1 if level is None else min(6, max(0, round(level * 6)))
+
+
+def heat(level: float) -> str:
+    """The same between the colours, with a readable ink, as CSS."""
+    place = min(max(level, 0.0), 1.0) * 6
+    low = min(int(place), 5)
+    mixed = [round(a + (b - a) * (place - low)) for a, b in zip(RAMP[low], RAMP[low + 1], strict=True)]
+    bright = 0.299 * mixed[0] + 0.587 * mixed[1] + 0.114 * mixed[2]
+    return f"background:rgb({mixed[0]},{mixed[1]},{mixed[2]});color:{'#1d2939' if bright > 128 else '#fff'}"

@@ -41,12 +41,12 @@ class Line:
     dashed: bool = False
 
 
-def survival_svg(lines: Sequence[Line], width: float = 6.4, height: float = 3.7) -> str:
+def survival_svg(lines: Sequence[Line], width: float = 5.4, height: float = 3.5) -> str:
     """One panel of survival curves, as an `<svg>` element."""
     figure, axes = _figure(width, height)
     turns = max((line.curve.survival.size for line in lines), default=1)
     axes.axhspan(0, RISK_ZONE, color="#f04438", alpha=0.07, lw=0)
-    axes.text(turns, RISK_ZONE - 0.02, "risk zone", ha="right", va="top", fontsize=8, color="#b42318")
+    axes.text(0.12, RISK_ZONE - 0.02, "risk zone", ha="left", va="top", fontsize=8, color="#b42318")
     for n, line in enumerate(lines):
         _draw(axes, line, COLOURS[n % len(COLOURS)], band=n < 4)
     axes.set(xlim=(0, turns + 0.15), ylim=(0, 1.02), xlabel="turn", ylabel="still safe")
@@ -102,7 +102,8 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _plain(label: str) -> str:
-    """matplotlib reads $ as mathematics and hides labels that begin with an underscore."""
+    """matplotlib reads $ as mathematics, hides labels that begin with an underscore, and has no room for long ones."""
+    label = label if len(label) <= 32 else f"{label[:31]}…"
     label = label.replace("$", r"\$")
     return f" {label}" if label.startswith("_") else label
 

@@ -7,9 +7,10 @@ texts together would exceed the budget, the longest ones are cut, and say so.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from verl_steer.bench.report.images import Shown
 from verl_steer.bench.report.model import Page, PageDialogue, PageTurn
 
 BUDGET = 32_000_000  # characters of text in a page
@@ -48,17 +49,17 @@ def longest_that_fits(lengths: Sequence[int], budget: int) -> int:
     return max(lengths, default=0)
 
 
-def block(page: Page, pictures: dict[str, str | None], redact: bool, budget: int = BUDGET) -> dict[str, Any]:
+def block(page: Page, pictures: Mapping[str, Shown | None], redact: bool, budget: int = BUDGET) -> dict[str, Any]:
     """The JSON block of a page.
 
     Args:
         page: What it shows.
-        pictures: SHA-256 -> data URI or relative address, or None where a picture cannot be shown.
+        pictures: From `images.embed`; None where a picture cannot be shown.
         redact: No text of a dialogue, and no picture.
         budget: Characters of all texts together.
     """
     texts = Texts(redact)
-    shown = {} if redact else pictures
+    shown: Mapping[str, Shown | None] = {} if redact else pictures
     place = {sha256: n for n, sha256 in enumerate(shown)}
     dialogues = [_dialogue(d, texts, place) for d in page.dialogues]
     return {
