@@ -32,7 +32,7 @@
   const signed = (value) => (value === null || value === undefined ? "–" : String(value).replace("-", "−"));
   const shade = (value, scale) =>
     value === null || value === undefined ? "sx" : "s" + Math.round((6 * (value - scale.bottom)) / (scale.top - scale.bottom));
-  const button = (label, action, className = "plain") => {
+  const button = (label, action, className = "knob") => {
     const node = make("button", className, label);
     node.type = "button";
     node.addEventListener("click", action);
@@ -158,7 +158,7 @@
   function read(d, keep) {
     open = d;
     const detail = by("detail"), bar = make("div", "bar"), at = found.indexOf(d);
-    bar.append(button("Close", close, "plain close"));
+    bar.append(button("Close", close, "knob close"));
     if (at > 0) bar.append(button("← Previous", () => read(found[at - 1])));
     if (at >= 0 && at + 1 < found.length) bar.append(button("Next →", () => read(found[at + 1])));
     const twin = d.pair && dialogues.find((o) => o !== d && o.pair === d.pair && o.run === d.run);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from verl_steer.bench.survival import RISK_ZONE, Curve
 
 # Okabe and Ito's colours, told apart by the colour-blind, dark ones first.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5195", "#56b4e9", "#b8860b", "#555555")
+TAIL = 0.4
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "verl_steer",  # the same figures give the same file
@@ -49,7 +50,7 @@ def survival_svg(lines: Sequence[Line], width: float = 5.4, height: float = 3.5)
     axes.text(0.12, RISK_ZONE - 0.02, "risk zone", ha="left", va="top", fontsize=8, color="#b42318")
     for n, line in enumerate(lines):
         _draw(axes, line, COLOURS[n % len(COLOURS)], band=n < 4)
-    axes.set(xlim=(0, turns + 0.15), ylim=(0, 1.02), xlabel="turn", ylabel="still safe")
+    axes.set(xlim=(0, turns + TAIL), ylim=(0, 1.02), xlabel="turn", ylabel="still safe")
     axes.set_xticks(range(turns + 1))
     axes.set_yticks(np.linspace(0, 1, 5), [f"{x:.0%}" for x in np.linspace(0, 1, 5)])
     axes.grid(axis="y", color="#eaecf0", lw=0.8)
@@ -82,10 +83,12 @@ def _draw(axes: Any, line: Line, colour: str, band: bool) -> None:
 def _steps(curve: Curve) -> tuple[Any, Any, Any, Any]:
     """Corners of the step function from (0, 1), as far as the curve is known."""
     known = curve.turns
-    x = np.repeat(np.arange(known + 1), 2)[1:]
+    # The last turn's level is a line too, not only a drop.
+    x = np.append(np.repeat(np.arange(known + 1), 2)[1:], known + TAIL)
 
     def stairs(values: Any) -> Any:
-        return np.repeat(np.concatenate([[1.0], values[:known]]), 2)[:-1]
+        levels = np.concatenate([[1.0], values[:known]])
+        return np.append(np.repeat(levels, 2)[:-1], levels[-1])
 
     return x, stairs(curve.survival), stairs(curve.low), stairs(curve.high)
 
@@ -124,8 +127,3 @@ def _svg(figure: Any) -> str:
         svg,
         count=1,
     )
-
-
-def several(curves: Iterable[tuple[str, Curve]]) -> list[Line]:
-    """Lines without bounds."""
-    return [Line(label, curve) for label, curve in curves]

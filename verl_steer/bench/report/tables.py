@@ -85,7 +85,8 @@ def figure_cell(figure: Figure, measure: Measure, colour: bool = True) -> Cell:
     hint = f"{e.n} of {figure.total} judged, {e.clusters} clusters; 95 % interval {span(e.low, e.high, measure.rate)}"
     small = span(e.low, e.high, measure.rate)
     if e.n < figure.total:
-        small += f"\n{e.n} of {figure.total}\nall: {bounds}"
+        unlike = math.isfinite(e.value) and not figure.low_bound - 1e-9 <= e.value <= figure.high_bound + 1e-9
+        small += f"\n{e.n} of {figure.total}\nall: {bounds}{' *' if unlike else ''}"
         hint += f"; missing verdicts all bad or all good: {bounds}"
     level = None
     if colour and math.isfinite(e.value):
@@ -113,8 +114,8 @@ def headline(results: Sequence[Result]) -> Table:
     columns = [m.label for m in MEASURES.values()] + [f"Safe turns of {HORIZON}"]
     note = (
         "Unweighted average over subsets (twins: over all pairs), with 95 % intervals that know of clusters. Rates count the dialogues whose every turn is "
-        "judged; where verdicts are missing, the size and the two bounds over all dialogues stand below. A constant "
-        "policy cannot pass twin accuracy: a figure that one reaches says little."
+        "judged; where verdicts are missing, the size and the two bounds over all dialogues stand below (*: the judged ones are unlike "
+        "the others, believe the bounds). A figure that a constant policy reaches says little; in twin accuracy none can."
     )
     return Table("headline", "Results", columns, rows, note)
 
