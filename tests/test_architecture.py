@@ -91,7 +91,7 @@ def test_the_pure_core_does_not_know_the_rooms_around_it():
 
 
 def test_the_bench_imports_nothing_of_the_tutors_scoring():
-    scoring = ("verl_steer.tcsr", "verl_steer.shaping", "verl_steer.credit", "verl_steer.roles.tutor")
+    scoring = ("verl_steer.tcsr", "verl_steer.shaping", "verl_steer.credit", "verl_steer.roles.tutor_reply")
     # The page of training records shows what the tutor said; it scores nothing and no figure of the bench comes from it.
     files = [p for p in (ROOT / "bench").rglob("*.py") if p.name != "records_report.py"]
     for path in files:

@@ -53,12 +53,12 @@ def test_nothing_is_unknown_and_spans_the_range():
     assert (mean(np.zeros(0), np.zeros(0), -3, 3).low, mean(np.zeros(0), np.zeros(0), -3, 3).high) == (-3, 3)
 
 
-def test_a_mean_has_the_clusters_t_interval_inside_the_scale():
+def test_a_mean_far_from_the_ends_has_the_clusters_t_interval():
     rng = np.random.default_rng(1)
     values = rng.normal(0, 1, 200)
     found = mean(values, np.arange(200), -9, 9)
     half = stats.t.ppf(0.975, 199) * values.std(ddof=1) / 200**0.5
-    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half))
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.06 * half)
     near = mean([3, 3, 3, 2.5, 3, 3], np.arange(6), -3, 3)
     assert near.high <= 3
     same = mean(np.full(50, 3.0), np.arange(50), -3, 3)

@@ -130,10 +130,9 @@ def proportion(passed: ArrayLike, clusters: NDArray[Any], level: float = LEVEL) 
 
 
 def mean(values: ArrayLike, clusters: NDArray[Any], bottom: float, top: float, level: float = LEVEL) -> Estimate:
-    """A mean of scores in [bottom, top], with the clusters' t interval, cut at the ends of the scale.
+    """A mean of scores in [bottom, top].
 
-    Where all clusters agree, the t interval would have no width: the clustered Wilson interval of the mean's place on
-    the scale stands in, as wide as if every score could be only `bottom` or `top`.
+    See `bounded`; the rarer end is that of the scores away from `bottom`, or from `top`.
     """
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0:
@@ -143,12 +142,37 @@ def mean(values: ArrayLike, clusters: NDArray[Any], bottom: float, top: float, l
     if m < 2:
         return Estimate(centre, bottom, top, x.size, m)
     variance = m / (m - 1) * float(((sums - centre * sizes) ** 2).sum()) / x.size**2
-    if variance <= 1e-18 * (top - bottom) ** 2:
-        span = top - bottom
-        _, low, high, deff = (float(v) for v in clustered_wilson((sums - bottom * sizes) / span, sizes, level))
-        return Estimate(centre, bottom + span * low, bottom + span * high, x.size, m, deff)
-    half = float(stats.t.ppf((1 + level) / 2, m - 1)) * variance**0.5
-    return Estimate(centre, max(centre - half, bottom), min(centre + half, top), x.size, m)
+    events = min(int((x > bottom).sum()), int((x < top).sum()))
+    low, high = bounded(centre, variance, sizes, events, bottom, top, level)
+    return Estimate(centre, low, high, x.size, m)
+
+
+def bounded(
+    centre: float, variance: float, sizes: Floats, events: float, bottom: float, top: float, level: float = LEVEL
+) -> tuple[float, float]:
+    """Interval of a clustered mean on a scale with ends, where a t interval is too short near them.
+
+    Wilson's interval of the mean's place on the scale, at the number of independent trials of ends only that would have this
+    variance; with few events, or where all clusters agree, that number is drawn towards the one of clustered trials.
+
+    Args:
+        centre: The mean.
+        variance: Of the mean, clusters taken into account.
+        sizes: Dialogues by cluster, at least two clusters.
+        events: How many dialogues the variance was measured on, those that all agree left out.
+        bottom: Lower end of the scale.
+        top: Upper end.
+        level: Of the interval.
+    """
+    n, span = float(sizes.sum()), top - bottom
+    place = min(max((centre - bottom) / span, 0.0), 1.0)
+    trials = place * (1 - place) / n
+    assumed = 1 + (float((sizes**2).sum()) / n - 1) * PRIOR_ICC
+    weight = events / (events + PRIOR_EVENTS)
+    measured = variance / span**2 / trials if min(trials, variance / span**2) > 1e-15 else assumed
+    deff = measured**weight * assumed ** (1 - weight)  # scores vary less than trials of ends: a ratio, not a difference
+    low, high = wilson(place, n / deff, stats.t.ppf((1 + level) / 2, sizes.size - 1))
+    return bottom + span * float(low), bottom + span * float(high)
 
 
 def average(parts: Sequence[Estimate]) -> Estimate:
