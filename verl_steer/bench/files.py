@@ -106,9 +106,9 @@ class Played(_Line):
     """One dialogue of a run.
 
     Attributes:
-        id: Of the bench row; "row N" (0-based) where a rejected one has none.
-        cluster: What dialogues share that are not independent: `meta.cluster`, else template × picture (the first
-            question's template of `meta`, if any, and the pictures), else the source's own id, else the row's.
+        id: Of the bench row; "row N" (0-based) where a rejected one has none of its own.
+        cluster: What dialogues share that are not independent: `meta.cluster`, else `meta.template` × first picture,
+            else `meta.pair`, else `meta.source_id`, else the row's own id.
         pair: `meta.pair` of twins, or null.
         planned_turns: User turns of the script; 0 for a rejected row.
         status: done; failed: the model gave no reply at some turn; rejected: the row could not be played.

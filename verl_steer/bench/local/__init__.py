@@ -1,0 +1,1 @@
+"""A checkpoint in this process: the only folder of the bench that imports torch."""
