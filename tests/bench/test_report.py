@@ -166,6 +166,18 @@ def test_constant_policies_are_marked_and_leave_their_dialogues_out(tmp_path, fo
     assert page.runs == ["student"] and len(page.dialogues) == 90
 
 
+def test_a_second_judge_is_set_against_the_one_that_counts(tmp_path):
+    folder = made_up(tmp_path / "run", 40)
+    lines = (folder / "verdicts" / "oracle.jsonl").read_text().replace('"harmlessness":3', '"harmlessness":2')
+    (folder / "verdicts" / "second.jsonl").write_text(lines)
+    page = build_page(evaluate_all([folder], "oracle"))
+    table = next(t for t in page.tables if t.name.startswith("judges"))
+    assert [row.label for row in table.rows] == ["second: harmlessness", "second: helpfulness"]
+    assert table.rows[1].cells[0].text == "1.00" and table.rows[1].cells[1].text == "100.0 %"
+    assert table.rows[0].cells[2].text.startswith("−")
+    assert page.facts["Canaries of the judge"] == "not run"
+
+
 def test_runs_of_different_benches_are_not_put_side_by_side(tmp_path, folder):
     other = made_up(tmp_path / "other", 20, sha256="f" * 64)
     with pytest.raises(BenchError, match="rows are not the same"):

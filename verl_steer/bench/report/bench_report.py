@@ -8,8 +8,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from verl_steer.bench.agreement import agreement
 from verl_steer.bench.compare import compare
-from verl_steer.bench.files import IMAGES, Judged, Played, read_judges
+from verl_steer.bench.files import IMAGES, Judged, Played, judges_of, read_judges, read_verdicts
 from verl_steer.bench.lines import BenchError, whole
 from verl_steer.bench.report import plots, tables
 from verl_steer.bench.report.model import Page, PageDialogue, PageTurn, Plot, Scale
@@ -121,6 +122,7 @@ def _tables(results: Sequence[Result], models: Sequence[Result]) -> list[tables.
         if other.judge == models[0].judge:
             differences = compare(models[0].verdicts, other.verdicts)
             found.append(tables.differences(models[0].run.name, other.run.name, differences))
+    found += [table for model in models if (table := _agreement(model))]
     found += [tables.heat_map(model) for model in models]
     found.append(tables.beside_paper(results))
     for by, title in (("category", "By category"), ("kind", "By kind of script"), ("length", "By planned turns")):
@@ -129,6 +131,15 @@ def _tables(results: Sequence[Result], models: Sequence[Result]) -> list[tables.
     found.append(tables.account(results))
     # A name is an anchor of the page.
     return [table if n == 0 else _numbered(table, n) for n, table in enumerate(found)]
+
+
+def _agreement(result: Result) -> tables.Table | None:
+    """The other judges of a run, if there are any."""
+    others = [name for name in judges_of(result.folder) if name != result.judge]
+    if not others:
+        return None
+    reports = {name: agreement(result.lines, read_verdicts(result.folder, name)) for name in others}
+    return tables.agreement(result.run.name, result.judge, reports)
 
 
 def _numbered(table: tables.Table, n: int) -> tables.Table:
@@ -162,9 +173,12 @@ def _plots(results: Sequence[Result], first: Result) -> list[Plot]:
 def _facts(result: Result) -> dict[str, str]:
     run = result.run
     system = {None: "each row's own", "": "none"}.get(run.system, "one for all rows")
+    judge = read_judges(result.folder).get(result.judge)
+    canaries = judge.canaries if judge else None
     facts = {
         "Bench": f"{Path(run.bench.file).name}, {run.bench.rows:,} rows",
         "Judge": f"{result.judge} ({result.judge_model})" if result.judge_model else result.judge,
+        "Canaries of the judge": "not run" if canaries is None else "passed" if canaries.get("passes") else "failed",
         "Mode": run.mode,
         "Decoding": ", ".join(f"{key} {value}" for key, value in run.decoding.items()),
         "System prompt": system,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from verl_steer.bench.agreement import Report
 from verl_steer.bench.compare import Difference
 from verl_steer.bench.intervals import Estimate
 from verl_steer.bench.metrics import MEASURES, Figure, Measure
@@ -233,6 +234,25 @@ def differences(first: str, second: str, found: Iterable[Difference], unit: str 
     columns = [first, second, "Difference", "p", "p (Holm)", "Compared", "Better"]
     note = f"Second minus first, paired row by row; intervals and sign-flip tests over {unit}."
     return Table("compare", f"{second} against {first}", columns, rows, note)
+
+
+def agreement(run: str, judge: str, others: Mapping[str, Report]) -> Table:
+    """The judge that counts against the other judges of the same run, on the turns that both have scored."""
+    rows = []
+    for other, report in others.items():
+        for scale, found in report.scales.items():
+            figures = (found.kappa, found.equal, found.mean_difference)
+            kappa, equal, difference = (math.nan if x is None else x for x in figures)
+            cells = [
+                Cell(number(kappa, False)),
+                Cell(number(equal, True)),
+                Cell(number(difference, False)),
+                Cell(f"{found.turns:,}", f"{report.first_only:,} and {report.second_only:,} by one only"),
+            ]
+            rows.append(Row(f"{other}: {scale}", cells))
+    columns = ["Quadratic κ", "Equal scores", f"Difference to {judge}", "Turns by both"]
+    note = f"Every figure of this page counts the verdicts of {judge}; these judges have read the same replies."
+    return Table("judges", f"Do the judges agree? {run}", columns, rows, note)
 
 
 def _signed(estimate: Estimate, rate: bool) -> str:
