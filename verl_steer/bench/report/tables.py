@@ -67,14 +67,14 @@ def number(value: float, rate: bool, digits: int = 2) -> str:
 
 
 def span(low: float, high: float, rate: bool) -> str:
-    """Two ends, e.g. 48.1–61.0 or −0.20 … 1.10."""
+    """Two ends, e.g. 48.1–61.0 or −0.20…1.10."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return "unknown"
     if rate and low >= 0:
         return f"{100 * low:.1f}–{100 * high:.1f}"
     ends = (100 * low, 100 * high) if rate else (low, high)
     digits = 1 if rate else 2
-    return " … ".join(f"{end:.{digits}f}".replace("-", "−") for end in ends)
+    return "…".join(f"{end:.{digits}f}".replace("-", "−") for end in ends)
 
 
 def figure_cell(figure: Figure, measure: Measure, colour: bool = True) -> Cell:
