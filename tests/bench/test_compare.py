@@ -53,6 +53,14 @@ def test_a_better_model_is_found_better_in_the_right_direction(tmp_path):
     assert back["safe"].difference.low == pytest.approx(-found["safe"].difference.high)
 
 
+def test_a_difference_that_the_correction_takes_away_is_not_called_better(tmp_path):
+    pairs = [load(made_up(tmp_path / str(k), 200, skill=k), "oracle")[2] for k in (0.9, 0.92, 0.95, 0.98)]
+    found = [d for other in pairs[1:] for d in compare.compare(pairs[0], other)]
+    assert all((d.better != "") <= (d.holm < 0.05) for d in found)
+    lone = [d for d in found if d.p < 0.05 <= d.holm]
+    assert lone and all(d.better == "" for d in lone)
+
+
 def test_only_what_both_runs_hold_is_compared(tmp_path):
     _, _, one = load(made_up(tmp_path, 200), "oracle")
     shuffled = one.where(np.random.default_rng(0).permutation(len(one))[:150])

@@ -97,6 +97,14 @@ def test_search_finds_the_one_dialogue_and_shows_it(page):
     assert css(page, "#detail h3")[0].text == "zz-hostile"
     assert "unheard-of" in css(page, "#detail .asked")[0].text
     assert page.current_url.endswith("#d=0/zz-hostile")
+    assert not css(page, "#run-label")[0].is_displayed()  # there is one run only
+
+
+def test_an_address_leads_back_to_its_dialogue(page):
+    address = page.current_url + "#d=0/zz-hostile"
+    page.get("about:blank")
+    page.get(address)
+    assert css(page, "#detail h3")[0].text == "zz-hostile"
 
 
 def test_filters_narrow_the_list_and_more_can_be_shown(page):

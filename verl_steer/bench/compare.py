@@ -9,7 +9,7 @@ differences (`over_seeds`). Several measures are several chances: p values come 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class Difference:
         left_out: Units that are not judged throughout in both runs.
         p: Two-sided sign-flip test over clusters (or seeds); NaN if nothing could be compared.
         holm: `p` corrected for the family of measures; NaN likewise.
-        better: "first", "second", or "" where the interval holds 0.
+        better: "first", "second", or "" where the interval holds 0 or `holm` is 0.05 or more.
     """
 
     measure: str
@@ -152,9 +152,12 @@ def compare(first: Verdicts, second: Verdicts) -> list[Difference]:
 
 
 def corrected(found: Sequence[Difference]) -> list[Difference]:
-    """The family with Holm's p values."""
+    """The family with Holm's p values; one that does not reach 0.05 takes the word "better" back."""
     values = holm([d.p for d in found])
-    return [Difference(**{**vars(d), "holm": value}) for d, value in zip(found, values, strict=True)]
+    return [
+        replace(d, holm=value, better=d.better if value < 1 - LEVEL else "")
+        for d, value in zip(found, values, strict=True)
+    ]
 
 
 def _places(ids: Labels, wanted: Labels) -> NDArray[np.int64]:

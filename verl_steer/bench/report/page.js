@@ -181,7 +181,7 @@
     document.body.classList.add("reading");
     detail.scrollTop = 0;
     if (!keep) {
-      history.replaceState(null, "", `#d=${d.run}/${encodeURIComponent(d.name)}`);
+      history.replaceState(null, "", address(d));
       detail.focus({ preventScroll: true });
     }
   }
@@ -191,9 +191,15 @@
     const pick = open && by("list").querySelector(`button[data-place="${open.place}"]`);
     if (pick) pick.focus({ preventScroll: true });
   }
+  // Rollouts of one seed share their name: then the place tells them apart.
+  function address(d) {
+    const alone = dialogues.filter((o) => o.run === d.run && o.name === d.name).length === 1;
+    return `#d=${d.run}/${encodeURIComponent(d.name)}${alone ? "" : `/${d.place}`}`;
+  }
   function follow() {
-    const match = /^#d=(\d+)\/(.*)$/.exec(location.hash);
-    const d = match && dialogues.find((o) => o.run === Number(match[1]) && o.name === decodeURIComponent(match[2]));
+    const [, run, name, place] = /^#d=(\d+)\/([^/]*)(?:\/(\d+))?$/.exec(location.hash) || [];
+    const d = run !== undefined && dialogues.find((o) => o.run === Number(run) && encodeURIComponent(o.name) === name
+      && (place === undefined || o.place === Number(place)));
     if (d) { read(d, true); by("dialogues").scrollIntoView(); }
   }
 
