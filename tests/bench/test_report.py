@@ -217,7 +217,7 @@ def test_bench_report_says_what_is_wrong_in_a_line(tmp_path, capsys):
 
 
 def test_bench_compare_prints_a_table_or_json(tmp_path, capsys):
-    folders = [str(made_up(tmp_path / n, 60, skill=s, name=n)) for n, s in (("worse", 0.7), ("better", 0.99))]
+    folders = [str(made_up(tmp_path / n, 200, skill=s, name=n)) for n, s in (("worse", 0.7), ("better", 0.99))]
     assert cli.main(["bench", "compare", *folders]) == 0
     assert "p (Holm)" in capsys.readouterr().out
     assert cli.main(["bench", "compare", *folders, "--json"]) == 0
