@@ -1,6 +1,6 @@
 """Plays the rows of a bench with a model: turns one after the other, dialogues side by side.
 
-Whoever the model is, it is a `Chat`: an endpoint, a checkpoint in this process (`local/`) or a constant policy
+Whoever the model is, it is a `Chat`: an endpoint, a checkpoint in this process (`verl_steer/local`) or a constant policy
 (`policies.py`). So all of them are asked the same messages in the same way, and a journal between them and this
 module gives answers of an interrupted run again.
 """

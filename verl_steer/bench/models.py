@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import difflib
 import importlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from verl_steer.bench.lines import BenchError
 from verl_steer.chat.cache import Cached, ReplyCache
 from verl_steer.chat.client import Chat, ChatClient
 from verl_steer.chat.endpoints import ChatConfigError
-from verl_steer.roles.attacker import Attacker, EndpointAttacker
+from verl_steer.roles.attacker import Attacker
 from verl_steer.roles.judge import EndpointJudge, TurnJudge
 
 ORACLE, WORLD = "microworld-oracle", "microworld"
@@ -98,16 +97,18 @@ def cached(chat: Chat, path: Path | None) -> Chat:
     return chat if path is None else Cached(chat, ReplyCache(path))
 
 
-def attacker_of(name: str, endpoint: Endpoint | None, cache: Path | None) -> Attacker:
-    """Who rewrites the questions: the micro-world's rules by name, or a model."""
-    if endpoint is None:
-        if name != WORLD:
-            raise BenchError(
-                f"--attacker {name!r} needs --attacker-url, the URL of its server; without a URL there is {WORLD!r} only"
-            )
-        rules: Attacker = importlib.import_module("verl_steer.microworld.attacker").MicroworldAttacker()
-        return rules
-    return EndpointAttacker(cached(endpoint.client(), cache))
+def attacker_of(name: str) -> Attacker:
+    """Who rewrites the questions without a model: the micro-world's rules.
+
+    Raises:
+        BenchError: There are no such rules.
+    """
+    if name != WORLD:
+        raise BenchError(
+            f"--attacker {name!r} needs --attacker-url, the URL of its server; without a URL there is {WORLD!r} only"
+        )
+    rules: Attacker = importlib.import_module("verl_steer.microworld.attacker").MicroworldAttacker()
+    return rules
 
 
 def judge_of(name: str, endpoint: Endpoint | None, cache: Path | None, max_tokens: int) -> TurnJudge:
@@ -120,8 +121,3 @@ def judge_of(name: str, endpoint: Endpoint | None, cache: Path | None, max_token
         oracle: TurnJudge = importlib.import_module("verl_steer.microworld.judging").OracleJudge()
         return oracle
     return EndpointJudge(cached(endpoint.client(), cache), max_tokens)
-
-
-def endpoint_of(model: str, urls: Sequence[str], **settings: object) -> Endpoint | None:
-    """An endpoint, or None where no URL was given."""
-    return Endpoint(model, tuple(urls), **settings) if urls else None  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from verl_steer.bench.lines import BenchError, Lines
 from verl_steer.chat.client import Chat
 from verl_steer.chat.journal import Journal, Journaled, JournalError
 from verl_steer.roles.attacker import Attacker, EndpointAttacker
-from verl_steer.roles.judge import TurnJudge, prompt_sha256
+from verl_steer.roles.judge import TurnJudge
 
 JOURNAL = "calls.jsonl"
 _PACKAGES = ("verl-steer", "verl", "transformers", "torch")
@@ -41,9 +41,7 @@ def begin(folder: Path, run: Run) -> None:
         before = files.read_run(folder)
         for name in Run.model_fields:
             old, new = getattr(before, name), getattr(run, name)
-            # A file that moved is the same bench; another version of a package is noted, and no other run.
-            same = old.sha256 == new.sha256 if name == "bench" else old == new
-            if not same and name != "versions":
+            if name != "versions" and _identity(old) != _identity(new):
                 raise BenchError(
                     f"{folder} holds another run: its {name} is {old!r}, now {new!r}. Name another --out, or repeat "
                     "the old command to go on with it"
@@ -51,6 +49,13 @@ def begin(folder: Path, run: Run) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     files.write_run(folder, run)
+
+
+def _identity(value: object) -> object:
+    """What makes a run the one it is: neither where the bench file lies nor where a model is served."""
+    if isinstance(value, files.BenchFile):
+        return value.sha256
+    return {key: v for key, v in value.items() if key != "base_urls"} if isinstance(value, dict) else value
 
 
 def play_bench(
@@ -192,15 +197,6 @@ def note_judge(folder: Path, name: str, judge: Judge) -> None:
             "give this judge its own --name"
         )
     files.write_judges(folder, {**judges, name: judge})
-
-
-def judge_entry(judge: TurnJudge, prompted: bool, canaries: dict[str, object] | None) -> Judge:
-    """What `judges.json` says of a judge."""
-    return Judge(
-        model=judge.model,
-        prompt_sha256=prompt_sha256() if prompted else "",
-        canaries=canaries,  # type: ignore[arg-type]
-    )
 
 
 def _journal(folder: Path) -> Journal:

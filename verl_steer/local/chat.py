@@ -19,9 +19,9 @@ from typing import Any, Unpack
 
 import torch
 
-from verl_steer.bench.local.tokens import ConversationEncoder, Encoded, PromptError, batch
 from verl_steer.chat.client import CallOptions, Message, seed_of
 from verl_steer.chat.outcome import ChatResult, Outcome
+from verl_steer.local.tokens import ConversationEncoder, Encoded, PromptError, batch
 from verl_steer.torchvision_ops import ensure_torchvision
 
 _GATHER_S = 0.01  # requests that come within it share a batch

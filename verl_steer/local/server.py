@@ -16,9 +16,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from verl_steer.bench.local.chat import LocalChat
-from verl_steer.bench.local.checkpoint import find
 from verl_steer.chat.outcome import Outcome
+from verl_steer.local.chat import LocalChat
 
 
 def create_app(chat: LocalChat) -> FastAPI:
@@ -63,15 +62,10 @@ def create_app(chat: LocalChat) -> FastAPI:
     return app
 
 
-def serve(path: Path, host: str, port: int, name: str, batch_size: int) -> None:
-    """Serves until interrupted.
-
-    Raises:
-        BenchError: `path` holds no model.
-    """
+def serve(folder: Path, host: str, port: int, name: str, batch_size: int) -> None:
+    """Serves the model in a Hugging Face folder until interrupted."""
     import uvicorn
 
-    folder = find(path)
     chat = LocalChat(folder, name or folder.name, batch_size=batch_size)
     uvicorn.run(create_app(chat), host=host, port=port, log_level="warning", access_log=False)
 
