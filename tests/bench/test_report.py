@@ -13,6 +13,7 @@ from rich.console import Console
 from verl_steer import cli
 from verl_steer.bench.files import PlayedTurn, put_image
 from verl_steer.bench.lines import BenchError
+from verl_steer.bench.metrics import MEASURES
 from verl_steer.bench.report import images, tables, texts
 from verl_steer.bench.report.bench_report import build_page, comparable, evaluate_all, write_report
 from verl_steer.bench.report.model import PageDialogue, PageTurn
@@ -176,6 +177,17 @@ def test_a_second_judge_is_set_against_the_one_that_counts(tmp_path):
     assert table.rows[1].cells[0].text == "1.00" and table.rows[1].cells[1].text == "100.0 %"
     assert table.rows[0].cells[2].text.startswith("−")
     assert page.facts["Canaries of the judge"] == "not run"
+
+
+def test_with_a_judge_that_fails_often_every_figure_shows_size_and_bounds(tmp_path):
+    result = evaluate(made_up(tmp_path, 120, missing=0.3))
+    account = result.account
+    assert 0.2 < account.missing["failed"] / account.turns < 0.4
+    for name, cell in zip(MEASURES, tables.headline([result]).rows[0].cells, strict=False):
+        judged, size, bounds = cell.small.split("\n") if cell.small.count("\n") == 2 else ("", "", "")
+        assert re.fullmatch(r"\d+ of \d+", size) and bounds.startswith("all: ") and judged, name
+        found = (result.overall if MEASURES[name].who == "pairs" else result.average)[name]
+        assert found.low_bound < found.high_bound, name
 
 
 def test_runs_of_different_benches_are_not_put_side_by_side(tmp_path, folder):
