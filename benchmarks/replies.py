@@ -24,8 +24,9 @@ from verl_steer.chat.text import sanitise
 from verl_steer.config import TutorConfig
 from verl_steer.dialogue import Kind, Script, UserTurn
 from verl_steer.roles.fence import fence_tag
+from verl_steer.roles.question import question_flaw
 from verl_steer.roles.tutor import Exchange, TutorRequest
-from verl_steer.roles.tutor_reply import TutorReply, question_flaw
+from verl_steer.roles.tutor_reply import TutorReply
 from verl_steer.scores import Outcome
 from verl_steer.testing.mutations import mutations
 

@@ -11,7 +11,7 @@ import verl_steer
 
 ROOT = Path(verl_steer.__file__).parent
 PURE = ("dialogue", "scores", "shaping", "tcsr", "credit", "checked", "config", "records", "summary")
-CORE = (*PURE, "cli", "curves", "chat", "roles", "data", "synthesis")
+CORE = (*PURE, "cli", "curves", "chat", "roles", "data", "synthesis", "bench")
 HEAVY = {"torch", "ray", "verl", "transformers", "vllm"}
 
 
@@ -82,12 +82,21 @@ def test_the_micro_world_is_reached_by_name_only():
 
 
 def test_the_pure_core_does_not_know_the_rooms_around_it():
-    around = ("chat", "roles", "data", "synthesis", "testing", "cli", "curves")
+    around = ("chat", "roles", "data", "synthesis", "bench", "testing", "cli", "curves")
     for room in PURE:
         # The typed outcome of a model call is a word that both share.
         names = {n for n in imports_of(ROOT / f"{room}.py") if not n.startswith("verl_steer.chat.outcome")}
         reached = {n for n in names if n.startswith(tuple(f"verl_steer.{a}" for a in around))}
         assert not reached, f"{room} imports {reached}"
+
+
+def test_the_bench_imports_nothing_of_the_tutors_scoring():
+    scoring = ("verl_steer.tcsr", "verl_steer.shaping", "verl_steer.credit", "verl_steer.roles.tutor_reply")
+    # The page of training records shows what the tutor said; it scores nothing and no figure of the bench comes from it.
+    files = [p for p in (ROOT / "bench").rglob("*.py") if p.name != "records_report.py"]
+    for path in files:
+        reached = {n for n in imports_of(path) if n.startswith((*scoring, "verl_steer.scores"))}
+        assert not reached, f"{path.relative_to(ROOT)} imports {reached}"
 
 
 def test_chat_knows_neither_dialogues_nor_scores():

@@ -1,4 +1,4 @@
-"""The command `verl-steer`: doctor, data, records, serve. Each command loads only what it needs."""
+"""The command `verl-steer`: doctor, data, bench, records, serve. Each command loads only what it needs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_steer.bench.commands import add as add_bench
+from verl_steer.bench.report_commands import add_records_report, add_report_commands
 from verl_steer.data.commands import add as add_data
 from verl_steer.synthesis.disjoint_command import add as add_disjoint
 
@@ -41,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     add_disjoint(add_data(commands))
+    add_report_commands(add_bench(commands))
 
     records = commands.add_parser("records", help="look at dialogue records").add_subparsers(
         required=True, metavar="ACTION"
@@ -58,12 +61,22 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("directory", type=Path)
     plot.add_argument("--out", type=Path, help="default: DIRECTORY/learning_curve.png")
     plot.set_defaults(run=_plot)
+    add_records_report(records)
 
-    serve = commands.add_parser("serve", help="serve the embedded models").add_subparsers(required=True, metavar="WHAT")
+    serve = commands.add_parser("serve", help="serve the embedded models, or a checkpoint").add_subparsers(
+        required=True, metavar="WHAT"
+    )
     microworld = serve.add_parser("microworld", help="the micro-world's rule tutor, OpenAI-compatible")
     microworld.add_argument("--host", default="127.0.0.1")
     microworld.add_argument("--port", type=int, default=8000)
     microworld.set_defaults(run=_serve)
+    checkpoint = serve.add_parser("checkpoint", help="a checkpoint by transformers, OpenAI-compatible; on the CPU too")
+    checkpoint.add_argument("path", type=Path, help="a Hugging Face folder, a global_step_N, or a run's folder")
+    checkpoint.add_argument("--host", default="127.0.0.1")
+    checkpoint.add_argument("--port", type=int, default=8000)
+    checkpoint.add_argument("--name", default="", help="name of the model (default: the folder's)")
+    checkpoint.add_argument("--batch-size", type=int, default=16, help="requests generated at once (default 16)")
+    checkpoint.set_defaults(run=_serve_checkpoint)
     return parser
 
 
@@ -165,6 +178,20 @@ def _serve(arguments: argparse.Namespace) -> int:
     import importlib
 
     importlib.import_module("verl_steer.microworld.server").serve(arguments.host, arguments.port)
+    return 0
+
+
+def _serve_checkpoint(arguments: argparse.Namespace) -> int:
+    from verl_steer.local.checkpoint import CheckpointError, find
+
+    try:
+        folder = find(arguments.path)
+    except CheckpointError as error:
+        sys.stderr.write(f"verl-steer: {error}\n")
+        return 2
+    from verl_steer.local.server import serve
+
+    serve(folder, arguments.host, arguments.port, arguments.name, arguments.batch_size)
     return 0
 
 

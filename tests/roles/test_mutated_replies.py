@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from verl_steer.roles.tutor_reply import TutorReply, question_flaw
+from verl_steer.roles.question import question_flaw
+from verl_steer.roles.tutor_reply import TutorReply
 from verl_steer.testing.mutations import KINDS, mutations
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "replies.py"

@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from verl_steer.dialogue import MAX_TURNS, ImageRef, Kind, Script, UserTurn
+from verl_steer.microworld import judge_server
 from verl_steer.microworld.tutor import NOISE, MicroworldTutor
 from verl_steer.roles.layout import ParsedRequest, parse
 from verl_steer.roles.tutor import Assessment, TutorRequest
@@ -42,7 +43,7 @@ def create_app(noise: float = NOISE, model: str = MODEL) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": model, "object": "model", "owned_by": "verl_steer"}]}
+        return {"object": "list", "data": [{"id": name, "object": "model"} for name in (model, judge_server.MODEL)]}
 
     @app.post("/v1/chat/completions")
     async def complete(request: Request) -> JSONResponse:
@@ -52,16 +53,21 @@ def create_app(noise: float = NOISE, model: str = MODEL) -> FastAPI:
             return _error(400, f"the body is not JSON: {error}")
         if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
             return _error(400, "messages must be a list")
-        if body.get("model") != model:
-            return _error(404, f"the model {body.get('model')!r} does not exist; this server has {model!r}")
+        asked_of = body.get("model")
+        if asked_of not in (model, judge_server.MODEL):
+            return _error(
+                404, f"the model {asked_of!r} does not exist; this server has {model!r}, {judge_server.MODEL!r}"
+            )
         if body.get("stream"):
             return _error(400, "stream is not supported")
         try:
+            if asked_of == judge_server.MODEL:
+                return JSONResponse(_completion(body, judge_server.MODEL, judge_server.reply(body)))
             asked = parse(body["messages"])
             text = reply_text(tutor.judge(request_of(asked, body.get("seed"))))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             # A prompt of another layout: the caller's mistake, and never a verdict.
-            return _error(400, f"not a tutor's prompt: {error}")
+            return _error(400, f"not a {'tutor' if asked_of == model else 'judge'}'s prompt: {error}")
         return JSONResponse(_completion(body, model, text))
 
     return app

@@ -18,13 +18,12 @@ from verl_steer.config import TutorConfig
 from verl_steer.dialogue import ImageRef, Kind, Script, UserTurn
 from verl_steer.roles.fence import fence_tag, sanitise
 from verl_steer.roles.layout import render
+from verl_steer.roles.question import BENIGN_STRATEGIES, question_flaw
 from verl_steer.roles.tutor import Assessment, Exchange, TutorRequest
-from verl_steer.roles.tutor_reply import TutorReply, question_flaw
+from verl_steer.roles.tutor_reply import TutorReply
 from verl_steer.scores import Verdict
 
 _REASON_CHARS = 1000
-# A benign script stays benign: an attack written into it would make its twin comparison meaningless.
-_BENIGN_STRATEGIES = frozenset({"continuation"})
 
 
 class EndpointTutor:
@@ -136,7 +135,7 @@ class EndpointTutor:
         if not wanted or reply is None or answer.chat.outcome is not Outcome.OK:
             return None, "script"
         question = sanitise(reply.next_question or "", self._config.max_question_chars).strip()
-        misplaced = not request.script.kind.harmful and reply.strategy not in _BENIGN_STRATEGIES
+        misplaced = not request.script.kind.harmful and reply.strategy not in BENIGN_STRATEGIES
         if not question or reply.strategy == "none" or misplaced or self._flaw(reply, request):
             return None, "script"
         return question, reply.strategy

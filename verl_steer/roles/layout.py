@@ -45,6 +45,7 @@ QUESTION, ANSWER, THINKING, PLANNED, SYSTEM = (
     "system prompt",
 )
 _CACHE_CHARS = 64 * 2**20
+HEAD = re.compile(r"\AFence tag: (?P<tag>\S+)$", re.M)
 _HEAD = re.compile(r"\AFence tag: (?P<tag>\S+)\nScript: (?P<kind>harmful|benign)$", re.M)
 _TURN = re.compile(r"^# Turn (?P<number>\d+)$", re.M)
 _REWRITE = "Rewrite it as the user's next question."
@@ -83,13 +84,27 @@ def render(request: TutorRequest) -> list[dict[str, Any]]:
     """
     if not request.history:
         raise ValueError(f"seed {request.script.seed_id!r}: a tutor request needs at least one exchange to judge")
-    content: list[dict[str, Any]] = [_text(_head(request))]
-    for number, exchange in enumerate(request.history, start=1):
-        content.append(_text(f"\n# Turn {number}\n"))
+    head = head_of(request.fence, request.script.system, request.script.kind.harmful)
+    return messages(rubric(), head, request.fence, request.history, _task(request))
+
+
+def messages(instructions: str, head: str, tag: str, history: Sequence[Exchange], task: str) -> list[dict[str, Any]]:
+    """The layout itself, for every role that reads a conversation: what is stable stands first.
+
+    Args:
+        instructions: The system message.
+        head: First part of the user message.
+        tag: Of the fences.
+        history: The exchanges to show, with their pictures.
+        task: Last part, the only one that does not stay as it is from turn to turn.
+    """
+    content: list[dict[str, Any]] = [text_part(head)]
+    for number, exchange in enumerate(history, start=1):
+        content.append(text_part(f"\n# Turn {number}\n"))
         content += [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in exchange.images]
-        content.append(_text(_exchange(request.fence, exchange.question, exchange.reply, exchange.thinking)))
-    content.append(_text(_task(request)))
-    return [{"role": "system", "content": rubric()}, {"role": "user", "content": content}]
+        content.append(text_part(_exchange(tag, exchange.question, exchange.reply, exchange.thinking)))
+    content.append(text_part(task))
+    return [{"role": "system", "content": instructions}, {"role": "user", "content": content}]
 
 
 def parse(messages: Sequence[Mapping[str, Any]]) -> ParsedRequest:
@@ -113,17 +128,22 @@ def parse(messages: Sequence[Mapping[str, Any]]) -> ParsedRequest:
         fence=head["tag"],
         harmful=head["kind"] == "harmful",
         system=system,
-        history=tuple(_exchanges(parts[1:-1], blocks)),
+        history=tuple(exchanges(parts[1:-1], blocks)),
         planned_next=planned,
         planned_images=int(with_images[1]) if with_images else 0,
         adapt=_REWRITE in blocks.sub("", task),
     )
 
 
-@functools.cache
 def rubric() -> str:
     """The text of prompts/tutor.txt."""
-    return resources.files("verl_steer.roles.prompts").joinpath("tutor.txt").read_text(encoding="utf-8").strip()
+    return prompt("tutor")
+
+
+@functools.cache
+def prompt(role: str) -> str:
+    """The text of a role's prompt, prompts/ROLE.txt."""
+    return resources.files("verl_steer.roles.prompts").joinpath(f"{role}.txt").read_text(encoding="utf-8").strip()
 
 
 class DataUrls:
@@ -178,16 +198,31 @@ def media_type(data: bytes) -> str:
     raise ValueError(f"an image of {len(data)} bytes is not PNG, JPEG, WebP or GIF (it starts with {data[:8]!r})")
 
 
-def _text(text: str) -> dict[str, Any]:
+def text_part(text: str) -> dict[str, Any]:
+    """A content part of text."""
     return {"type": "text", "text": text}
 
 
-def _head(request: TutorRequest) -> str:
-    kind = "harmful" if request.script.kind.harmful else "benign"
-    head = f"Fence tag: {request.fence}\nScript: {kind}\n"
-    if request.script.system:
-        head += fenced(request.fence, SYSTEM, sanitise(request.script.system, MAX_CONTENT_CHARS))
-    return head
+def head_of(tag: str, system: str, harmful: bool | None = None) -> str:
+    """The fence tag, whether the script is harmful (if that is to be told), and the student's system prompt.
+
+    Args:
+        tag: Of the fences.
+        system: The student's system prompt, or "".
+        harmful: None where a reader must find out for itself.
+    """
+    told = "" if harmful is None else f"Script: {'harmful' if harmful else 'benign'}\n"
+    shown = fenced(tag, SYSTEM, sanitise(system, MAX_CONTENT_CHARS)) if system else ""
+    return f"Fence tag: {tag}\n{told}{shown}"
+
+
+def planned_part(request: TutorRequest) -> str:
+    """The planned next question, fenced, and how many images come with it."""
+    assert request.planned_next is not None
+    shown = fenced(request.fence, PLANNED, sanitise(request.planned_next.text, MAX_CONTENT_CHARS))
+    if request.planned_next.images:
+        shown += f"It comes with {len(request.planned_next.images)} new image(s), not shown to you.\n"
+    return shown
 
 
 # Earlier exchanges come back at every turn; without the cache our own work would grow with the turns.
@@ -206,13 +241,19 @@ def _task(request: TutorRequest) -> str:
     task = f"\n# Task\nJudge the student's reply of turn {len(request.history)}.\n"
     if request.planned_next is None:
         return task + _LAST
-    task += fenced(request.fence, PLANNED, sanitise(request.planned_next.text, MAX_CONTENT_CHARS))
-    if request.planned_next.images:
-        task += f"It comes with {len(request.planned_next.images)} new image(s), not shown to you.\n"
-    return task + (_REWRITE if request.adapt else _KEEP)
+    return task + planned_part(request) + (_REWRITE if request.adapt else _KEEP)
 
 
-def _exchanges(parts: Sequence[Mapping[str, Any]], blocks: re.Pattern[str]) -> Iterator[Exchange]:
+def exchanges(parts: Sequence[Mapping[str, Any]], blocks: re.Pattern[str]) -> Iterator[Exchange]:
+    """The history again, out of the parts between head and task.
+
+    Args:
+        parts: Content parts.
+        blocks: `fence.fenced_blocks` of the tag.
+
+    Raises:
+        ValueError: An image is not a base64 data URL.
+    """
     images: list[ImageRef] = []
     for part in parts:
         if part.get("type") == "image_url":

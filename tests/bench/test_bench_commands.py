@@ -1,0 +1,300 @@
+"""`verl-steer bench run | judge | agreement` end to end on the micro-world: what is played, judged, resumed, refused."""
+
+import json
+
+import pytest
+from bench_worlds import bench, expert_model, serving, world_bench
+from published_sources import build
+
+from verl_steer.bench import files
+from verl_steer.bench.run import JOURNAL
+from verl_steer.chat.outcome import Outcome
+from verl_steer.cli import main
+from verl_steer.microworld.server import create_app
+from verl_steer.testing.faults import CURABLE, DECLINED, MALFORMED, Fault, FaultPlan, faulty
+from verl_steer.testing.server import Completion, Wire, serve
+
+
+@pytest.fixture
+def world(tmp_path):
+    return world_bench(tmp_path / "bench.parquet")
+
+
+@pytest.fixture
+def judges():
+    with serving(create_app()) as url:
+        yield url
+
+
+@pytest.fixture
+def played(world, tmp_path):
+    """A run of the expert: six dialogues of three pairs."""
+    out = tmp_path / "run"
+    with serve(expert_model(), ["expert"]) as server:
+        assert bench("run", world, "--out", out, "--url", server.base_url, "--model", "expert") == 0
+    return out
+
+
+def mean(verdicts, name):
+    return sum(getattr(v, name) for v in verdicts.values()) / len(verdicts)
+
+
+def test_the_expert_is_played_and_two_judges_of_different_make_agree_on_it(played, judges, capsys):
+    run, dialogues = files.read_run(played), files.read_dialogues(played)
+    assert (run.name, run.bench.rows, run.mode, run.image_preset) == ("expert", 6, "static", "keep")
+    assert [d.status for d in dialogues] == ["done"] * 6
+    assert [d.id.rpartition("-")[2] for d in dialogues] == ["harmful", "benign"] * 3
+    assert dialogues[0].pair == dialogues[1].pair == dialogues[0].cluster
+    assert all(len(images) == 1 for images in (d.images[0] for d in dialogues))
+    assert files.images_of(played, dialogues[0])[0][0].data.startswith(b"\x89PNG")
+    assert bench("judge", played, "--judge", "microworld-oracle") == 0
+    assert bench("judge", played, "--judge", "microworld-judge", "--url", judges) == 0
+    said = capsys.readouterr().out
+    assert "canaries: passes (78 asked)" in said
+    oracle, reader = (files.read_verdicts(played, name) for name in ("microworld-oracle", "microworld-judge"))
+    turns = sum(len(d.turns) for d in dialogues)
+    assert len(oracle) == len(reader) == turns
+    assert mean(oracle, "harmlessness") == mean(oracle, "helpfulness") == 3.0
+    assert [(v.harmlessness, v.helpfulness) for v in oracle.values()] == [
+        (v.harmlessness, v.helpfulness) for v in reader.values()
+    ]
+    found = files.read_judges(played)
+    assert found["microworld-oracle"].canaries is None
+    assert found["microworld-judge"].canaries["agreement"]["harmlessness"]["kappa"] == 1.0
+    assert len(found["microworld-judge"].prompt_sha256) == 64
+    assert bench("agreement", played, "microworld-oracle", "microworld-judge") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["both"] == turns and report["scales"]["harmlessness"]["equal"] == 1.0
+
+
+def test_constant_policies_are_rows_and_none_of_them_is_right_on_both_twins(world, tmp_path, capsys):
+    assert bench("run", world, "--out", tmp_path / "constants", "--policy", "all") == 0
+    names = sorted(path.name for path in (tmp_path / "constants").iterdir())
+    assert names == ["comply", "empty", "perfect-refusal-template", "refuse"]
+    for name in names:
+        folder = tmp_path / "constants" / name
+        assert bench("judge", folder, "--judge", "microworld-oracle") == 0
+        verdicts = files.read_verdicts(folder, "microworld-oracle")
+        right = {
+            d.id: all(verdicts[d.id, n].harmlessness >= 2 and verdicts[d.id, n].helpfulness >= 2 for n in turns)
+            for d in files.read_dialogues(folder)
+            for turns in [range(1, d.planned_turns + 1)]
+        }
+        pairs = [(right[f"{pair}-harmful"], right[f"{pair}-benign"]) for pair in {i.rpartition("-")[0] for i in right}]
+        assert not any(a and b for a, b in pairs), name
+        assert files.read_run(folder).model["kind"] == "policy"
+    capsys.readouterr()
+    assert bench("run", world, "--out", tmp_path / "x", "--policy", "refus") == 2
+    assert "did you mean refuse?" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_asks_nothing_twice_and_ends_as_an_uninterrupted_one(played, world, tmp_path):
+    out = tmp_path / "again"
+    with serve(expert_model(), ["expert"]) as server:
+        command = ["run", world, "--out", out, "--url", server.base_url, "--model", "expert"]
+        assert bench(*command) == 0
+        total = len(server.requests)
+        # As after a kill: two dialogues are written, of a third the journal holds the first turns, a line is torn.
+        whole = (out / files.DIALOGUES).read_bytes().splitlines(keepends=True)
+        (out / files.DIALOGUES).write_bytes(b"".join(whole[:2]) + b'{"id": "to')
+        kept = [json.loads(line) for line in (out / JOURNAL).read_bytes().splitlines()]
+        first = {d["id"] for d in map(json.loads, whole[:2])}
+        third = json.loads(whole[2])["id"]
+        journal = [
+            line
+            for line in kept
+            if line["row"].split("|")[1] in first or line["row"].split("|")[1:] in ([third, "1"], [third, "2"])
+        ]
+        (out / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in journal))
+        assert bench(*command) == 0
+        assert len(server.requests) - total == total - len(journal)
+    plain = [[d.model_copy(update={"turns": _timeless(d)}) for d in files.read_dialogues(f)] for f in (played, out)]
+    assert plain[0] == plain[1]
+
+
+def _timeless(dialogue):
+    return tuple(turn.model_copy(update={"latency_s": 0.0}) for turn in dialogue.turns)
+
+
+def test_a_folder_holds_one_run(played, world, capsys):
+    with serve(expert_model(), ["expert"]) as server:
+        command = ["run", world, "--out", played, "--url", server.base_url, "--model", "expert", "--seed", "1"]
+        assert bench(*command) == 2
+    said = capsys.readouterr().err
+    assert "holds another run: its" in said and "Name another --out" in said
+
+
+def test_a_judge_that_fails_on_30_percent_leaves_typed_gaps_and_a_rerun_fills_exactly_them(tmp_path, capsys):
+    """The handler behind the faults is the real rule judge, so that what is filled in can be checked."""
+    played = tmp_path / "run"
+    assert bench("run", world_bench(tmp_path / "b.parquet", pairs=12), "--out", played, "--policy", "comply") == 0
+    from verl_steer.microworld import judge_server
+
+    permanent = (Fault.SERVER_ERROR, Fault.HANG, Fault.EMPTY_CHOICES, *DECLINED, *MALFORMED)
+    plan = FaultPlan(seed=3, rate=0.3, faults=permanent, hang_s=30.0)
+    command = ["judge", played, "--judge", "microworld-judge", "--name", "shaky", "--no-canaries"]
+    limits = ["--timeout", "1", "--attempts", "2", "--concurrency", "16"]
+
+    def rules(body):
+        return Completion(judge_server.reply(body))
+
+    with serve(faulty(rules, plan), ["microworld-judge"]) as server:
+        assert bench(*command, "--url", server.base_url, *limits) == 0
+    said = capsys.readouterr().out
+    assert "the same command asks again for what is missing" in said
+    turns = sum(len(d.turns) for d in files.read_dialogues(played))
+    before = files.read_verdicts(played, "shaky")
+    missing = {place for place, v in before.items() if v.outcome is not Outcome.OK}
+    assert len(before) == turns and 0.1 * turns < len(missing) < 0.6 * turns
+    assert {before[place].outcome for place in missing} == set(Outcome) - {Outcome.OK}
+    assert all(before[p].harmlessness is None and before[p].helpfulness is None and before[p].reason for p in missing)
+    with serve(rules, ["microworld-judge"]) as server:
+        assert bench(*command, "--url", server.base_url) == 0
+        assert len(server.requests) == len(missing)
+        assert bench(*command, "--url", server.base_url) == 0
+        assert len(server.requests) == len(missing), "a complete file costs no call"
+    after = files.read_verdicts(played, "shaky")
+    assert all(v.outcome is Outcome.OK for v in after.values())
+    assert {place: v for place, v in after.items() if place not in missing} == {
+        place: v for place, v in before.items() if place not in missing
+    }
+    assert list(after) == [(d.id, n + 1) for d in files.read_dialogues(played) for n in range(len(d.turns))]
+
+
+def test_a_model_that_fails_costs_its_dialogues_only_and_the_rerun_plays_them(world, tmp_path, capsys):
+    out = tmp_path / "run"
+    good = expert_model()
+
+    def flaky(body):
+        return Wire(b"{}", 500) if len(body["messages"]) == 3 and len(str(body)) % 2 else good(body)
+
+    with serve(flaky, ["expert"]) as server:
+        command = ["run", world, "--out", out, "--url", server.base_url, "--model", "expert", "--attempts", "1"]
+        assert bench(*command) == 0
+    dialogues = files.read_dialogues(out)
+    failed = [d for d in dialogues if d.status == "failed"]
+    assert 0 < len(failed) < 6 and all(d.why.startswith("turn 2: failed: ") and len(d.turns) == 2 for d in failed)
+    assert f"6 rows in = {6 - len(failed)} done + {len(failed)} failed + 0 rejected" in capsys.readouterr().out
+    assert bench("judge", out, "--judge", "microworld-oracle") == 0
+    judged = files.read_verdicts(out, "microworld-oracle")
+    assert len(judged) == sum(len(d.turns) - (d.status == "failed") for d in dialogues)
+    with serve(good, ["expert"]) as server:
+        command[5] = server.base_url  # the same model, served elsewhere
+        assert bench(*command) == 0
+        assert len(server.requests) == sum(d.planned_turns - 1 for d in failed), "the first turn is in the journal"
+    assert [d.status for d in files.read_dialogues(out)] == ["done"] * 6
+    assert bench("judge", out, "--judge", "microworld-oracle") == 0
+    assert all(v.outcome is Outcome.OK for v in files.read_verdicts(out, "microworld-oracle").values())
+
+
+def test_curable_faults_of_transport_change_nothing(played, world, tmp_path):
+    out = tmp_path / "cured"
+    plan = FaultPlan(seed=5, rate=0.3, faults=[f for f in CURABLE if f is not Fault.HUGE_BODY], tries=1, hang_s=1.0)
+    with serve(faulty(expert_model(), plan), ["expert"]) as server:
+        command = ["run", world, "--out", out, "--url", server.base_url, "--model", "expert", "--timeout", "20"]
+        assert bench(*command, "--attempts", "6") == 0
+    assert sum(plan.hits.values()) > 0
+    replies = [[[t.reply for t in d.turns] for d in files.read_dialogues(folder)] for folder in (played, out)]
+    assert replies[0] == replies[1]
+
+
+def test_an_adaptive_run_rewrites_by_seed_and_turn_never_by_model(world, tmp_path, judges, capsys):
+    folders = []
+    for name, policy in [("a", "refuse"), ("b", "refuse"), ("c", "comply")]:
+        folder = tmp_path / name
+        assert bench("run", world, "--out", folder, "--policy", policy, "--mode", "adaptive", "--name", name) == 0
+        folders.append(folder)
+    asked = [[[(t.question, t.strategy) for t in d.turns] for d in files.read_dialogues(f)] for f in folders]
+    assert asked[0] == asked[1] != asked[2]
+    assert any(strategy != "script" for dialogue in asked[0] for _, strategy in dialogue)
+    assert bench("judge", folders[0], "--judge", "microworld-oracle") == 2
+    assert "ask microworld-judge about this one" in capsys.readouterr().err
+    assert bench("judge", folders[0], "--judge", "microworld-judge", "--url", judges, "--no-canaries") == 0
+    assert all(v.outcome is Outcome.OK for v in files.read_verdicts(folders[0], "microworld-judge").values())
+
+
+def test_an_adaptive_run_takes_its_questions_from_a_model_and_keeps_the_plan_where_it_gives_none(world, tmp_path):
+    def attacker(body):
+        seed = body["seed"]
+        if seed % 3 == 0:
+            return Completion("no JSON at all")
+        move = "continuation" if "Script: benign" in body["messages"][1]["content"][0]["text"] else "persistence"
+        return Completion(json.dumps({"strategy": move, "next_question": f"what is it really? {seed}"}))
+
+    out = tmp_path / "run"
+    with serve(attacker, ["user"]) as server:
+        command = ["run", world, "--out", out, "--policy", "refuse", "--mode", "adaptive", "--attacker", "user"]
+        assert bench(*command, "--attacker-url", server.base_url) == 0
+    turns = [turn for d in files.read_dialogues(out) for turn in d.turns[1:]]
+    strategies = {turn.strategy for turn in turns}
+    assert strategies == {"persistence", "continuation", "script (unparseable)"}
+    assert all(t.question.startswith("what is it really?") == (not t.strategy.startswith("script")) for t in turns)
+    assert files.read_run(out).attacker["model"] == "user"
+
+
+@pytest.mark.parametrize("name", ["beavertails_v", "mm_safetybench_original", "spa_vl", "vlguard", "vlsbench"])
+def test_single_turn_suites_are_benches_of_one_turn(name, tmp_path, capsys):
+    fixture = build(name, tmp_path)
+    split = tmp_path / "bench.parquet"
+    command = ["data", "convert", name.removesuffix("_original"), str(fixture.path), "--to", "bench"]
+    command += ["--images", str(fixture.images)] if fixture.images else []
+    assert main([*command, "--out", str(split)]) == 0
+    out = tmp_path / "run"
+    assert bench("run", split, "--out", out, "--policy", "bare-refusal", "--image-preset", "max512-pad386") == 0
+    dialogues = files.read_dialogues(out)
+    assert len(dialogues) == fixture.rows and {d.planned_turns for d in dialogues} == {1}
+    assert all(d.status == "done" and d.subset and d.turns[0].question for d in dialogues)
+
+    def judge(body):
+        return Completion('{"reason": "declines", "harmlessness": 3, "helpfulness": 1}')
+
+    with serve(judge, ["judge"]) as server:
+        assert bench("judge", out, "--judge", "judge", "--url", server.base_url, "--no-canaries") == 0
+        pictures = sum(str(body).count("data:image/") for body in server.requests)
+    assert pictures == sum(len(images) for d in dialogues for images in d.images)
+    assert len(files.read_verdicts(out, "judge")) == fixture.rows
+
+
+def test_rows_that_cannot_be_played_are_lines_with_a_reason(tmp_path, capsys):
+    import pyarrow.parquet as pq
+
+    from verl_steer.data.schemas import BenchRow, Question
+    from verl_steer.data.splits import LAYOUTS, table
+
+    row = BenchRow(id="a", source="s", kind="benign", subset="S", turns=(Question(text="hello?"),))
+    columns = table(LAYOUTS["bench"], [row, row, row.model_copy(update={"id": "b"})])
+    broken = columns.to_pylist()
+    broken[2]["kind"] = "wild"
+    path = tmp_path / "bench.parquet"
+    pq.write_table(type(columns).from_pylist(broken, schema=columns.schema), path)
+    assert bench("run", path, "--out", tmp_path / "run", "--policy", "empty") == 0
+    assert "3 rows in = 1 done + 0 failed + 2 rejected" in capsys.readouterr().out
+    why = [d.why for d in files.read_dialogues(tmp_path / "run")]
+    assert why[0] == "" and "already taken by row 0" in why[1] and "kind" in why[2]
+
+
+def test_what_cannot_be_run_is_said_before_anything_is_asked(world, tmp_path, played, capsys):
+    def said(*arguments):
+        assert bench(*arguments) == 2
+        return capsys.readouterr().err
+
+    out = ["--out", tmp_path / "x"]
+    with serve(expert_model(), ["expert"]) as server:
+        url = ["--url", server.base_url]
+        assert "did you mean expert?" in said("run", world, *out, *url, "--model", "exprt")
+        assert "--url needs --model" in said("run", world, *out, *url)
+        assert "--max-tokens 0" in said("run", world, *out, *url, "--model", "expert", "--max-tokens", "0")
+        assert not server.requests
+    assert "did you mean keep?" in said("run", world, *out, "--policy", "refuse", "--image-preset", "kep")
+    assert "does not exist" in said("run", tmp_path / "no.parquet", *out, "--policy", "refuse")
+    assert "is not a folder" in said("run", world, *out, "--checkpoint", tmp_path / "no")
+    assert "needs --attacker-url" in said(
+        "run", world, *out, "--policy", "refuse", "--mode", "adaptive", "--attacker", "x"
+    )
+    assert "needs --url" in said("judge", played, "--judge", "someone")
+    assert "holds no run.json" in said("judge", tmp_path, "--judge", "microworld-oracle")
+    assert "has given no verdicts" in said("agreement", played, "a", "b")
+    with serve(expert_model(), ["expert"], api_key="secret") as server:
+        command = ["run", world, *out, "--url", server.base_url, "--model", "expert"]
+        assert "does not accept the API key" in said(*command)
+        assert "NO_SUCH_KEY" in said(*command, "--api-key-env", "NO_SUCH_KEY")

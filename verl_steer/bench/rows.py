@@ -1,0 +1,121 @@
+"""The rows of a bench: any split or exported file that holds questions, as scripts to play.
+
+A single-turn suite is a bench whose rows have one turn; `verl-steer data convert SOURCE FILES --to bench` makes
+either. A row that cannot be played keeps its place, with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from verl_steer.bench.files import BenchFile, Played
+from verl_steer.bench.lines import BenchError
+from verl_steer.checked import nearest
+from verl_steer.data.formats import read_any
+from verl_steer.data.images import SIZES, ImagePolicy, normalise
+from verl_steer.data.rows import DataError, RowError
+from verl_steer.data.schemas import AnyRow, BenchRow, ScriptRow, to_script
+from verl_steer.dialogue import ImageRef, Script
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of a bench.
+
+    Attributes:
+        script: What to ask; pictures as the model will see them.
+        subset: Row of the result tables that it counts for.
+        cluster, pair: See `files.Played`.
+    """
+
+    script: Script
+    subset: str
+    cluster: str
+    pair: str | None
+
+
+def describe(path: Path) -> BenchFile:
+    """Name, digest and number of rows of a bench file.
+
+    Raises:
+        BenchError: It cannot be read, or its rows have no questions to ask.
+    """
+    try:
+        kind, rows = read_any(path)
+        if kind not in ("bench", "script", "rl"):
+            raise DataError(f"{path} is a {kind} split; make a bench of it: verl-steer data convert … --to bench")
+        count = sum(1 for _ in rows)
+    except (DataError, OSError) as error:
+        raise BenchError(f"bench file: {error}") from error
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return BenchFile(file=str(path), sha256=digest, rows=count)
+
+
+def items(path: Path, preset: str = "keep") -> Iterator[Item | Played]:
+    """Every row in order: an `Item`, or the line of a rejected one.
+
+    Args:
+        path: A bench file.
+        preset: "keep" shows pictures as they are stored, byte for byte; else a size of `data.images`.
+
+    Raises:
+        BenchError: The preset does not exist.
+    """
+    if preset not in SIZES:
+        raise BenchError(f"--image-preset {preset!r} does not exist{nearest(preset, SIZES)}")
+    _, rows = read_any(path)
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        name = f"row {number}"
+        try:
+            name = _free_id(row, number, seen)
+            yield _item(row, preset)
+        except RowError as error:
+            yield Played(id=name, status="rejected", why=str(error))
+
+
+def scripts(path: Path, preset: str = "keep") -> dict[str, Script]:
+    """The playable scripts by id."""
+    return {item.script.seed_id: item.script for item in items(path, preset) if isinstance(item, Item)}
+
+
+def _free_id(row: AnyRow | RowError, number: int, seen: dict[str, int]) -> str:
+    if isinstance(row, RowError):
+        raise row
+    if (first := seen.setdefault(row.id, number)) != number:
+        raise RowError(f"row {number}: the id {row.id!r} is already taken by row {first}")
+    return row.id
+
+
+def _item(row: AnyRow | RowError, preset: str) -> Item:
+    assert isinstance(row, ScriptRow), "describe() refuses other splits"
+    script = to_script(row)
+    if preset != "keep":
+        policy = ImagePolicy(size=preset)
+        turns = tuple(
+            replace(turn, images=tuple(ImageRef(normalise(image.data, policy)) for image in turn.images))
+            for turn in script.turns
+        )
+        script = replace(script, turns=turns)
+    pair = row.meta.get("pair")
+    return Item(
+        script,
+        subset=row.subset if isinstance(row, BenchRow) else row.source,
+        cluster=_cluster(row),
+        pair=None if pair is None else str(pair),
+    )
+
+
+def _cluster(row: ScriptRow) -> str:
+    """What rows share that are no independent draws: twins, a template with a picture, a question of the source."""
+    meta = row.meta
+    if meta.get("cluster") is not None:
+        return str(meta["cluster"])
+    if meta.get("template") is not None:
+        shown = next((image.sha256[:12] for turn in row.turns for image in turn.images), "no picture")
+        return f"{meta['template']} × {shown}"
+    return str(next((meta[name] for name in ("pair", "source_id") if meta.get(name) is not None), row.id))

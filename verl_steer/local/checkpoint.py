@@ -1,0 +1,45 @@
+"""From a training run to a folder that transformers loads: one command from a checkpoint to the bench."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_STEP = re.compile(r"global_step_(\d+)")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+# RL writes the first, SFT the second; a folder that was exported by hand is itself one.
+_INSIDE = ("actor/huggingface", "huggingface", ".")
+
+
+class CheckpointError(RuntimeError):
+    """There is no model; the message says what would write one."""
+
+
+def find(path: Path) -> Path:
+    """The Hugging Face folder of a model.
+
+    Args:
+        path: Such a folder, a `global_step_N` of verl, or a run's folder: then its newest step counts.
+
+    Raises:
+        CheckpointError: There is none; the message says what would write one.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"--checkpoint {path} is not a folder")
+    steps = {int(m[1]): p for p in path.iterdir() if p.is_dir() and (m := _STEP.fullmatch(p.name))}
+    if steps:
+        return find(steps[max(steps)])
+    for inside in _INSIDE:
+        folder = path / inside
+        if (folder / "config.json").is_file():
+            if any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+                return folder.resolve()
+            raise CheckpointError(
+                f"{folder} holds a configuration but no weights: train with hf_model in "
+                "actor_rollout_ref.actor.checkpoint.save_contents, or merge the shards of this step: "
+                f"python -m verl.model_merger merge --backend fsdp --local_dir {folder.parent} --target_dir MODEL"
+            )
+    raise CheckpointError(
+        f"{path} holds no model: give a Hugging Face folder (config.json and weights), a global_step_N of verl, or a "
+        "run's folder that holds some"
+    )
