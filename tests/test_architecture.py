@@ -11,7 +11,7 @@ import verl_steer
 
 ROOT = Path(verl_steer.__file__).parent
 PURE = ("dialogue", "scores", "shaping", "tcsr", "credit", "checked", "config", "records", "summary")
-CORE = (*PURE, "cli", "curves", "chat", "roles", "data")
+CORE = (*PURE, "cli", "curves", "chat", "roles", "data", "bench")
 HEAVY = {"torch", "ray", "verl", "transformers", "vllm"}
 
 
@@ -88,6 +88,19 @@ def test_the_pure_core_does_not_know_the_rooms_around_it():
         names = {n for n in imports_of(ROOT / f"{room}.py") if not n.startswith("verl_steer.chat.outcome")}
         reached = {n for n in names if n.startswith(tuple(f"verl_steer.{a}" for a in around))}
         assert not reached, f"{room} imports {reached}"
+
+
+def test_the_bench_and_its_judge_load_nothing_of_the_tutor_s_scoring():
+    names = [*modules_of("bench"), "verl_steer.roles.judge", "verl_steer.roles.attacker"]
+    program = (
+        "import importlib, sys\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        "print([m for m in sys.modules if m in ('verl_steer.roles.tutor_reply', 'verl_steer.roles.endpoint_tutor', "
+        "'verl_steer.tcsr', 'verl_steer.shaping', 'verl_steer.credit')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
 
 
 def test_chat_knows_neither_dialogues_nor_scores():
