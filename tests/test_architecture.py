@@ -99,6 +99,24 @@ def test_the_bench_imports_nothing_of_the_tutors_scoring():
         assert not reached, f"{path.relative_to(ROOT)} imports {reached}"
 
 
+def test_the_bench_and_its_judge_load_nothing_of_the_tutor_s_scoring():
+    pages = "verl_steer.bench.report.records_report"
+    names = [
+        *(name for name in modules_of("bench") if name != pages),
+        "verl_steer.roles.judge",
+        "verl_steer.roles.attacker",
+    ]
+    program = (
+        "import importlib, sys\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        "print([m for m in sys.modules if m in ('verl_steer.roles.tutor_reply', 'verl_steer.roles.endpoint_tutor', "
+        "'verl_steer.tcsr', 'verl_steer.shaping', 'verl_steer.credit')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
 def test_chat_knows_neither_dialogues_nor_scores():
     for path in (ROOT / "chat").rglob("*.py"):
         ours = {n for n in imports_of(path) if n.startswith("verl_steer.")}

@@ -4,12 +4,13 @@ import json
 
 import pytest
 from bench_worlds import bench, expert_model, serving, world_bench
-from published_sources import build
+from published_sources import build, png
 
 from verl_steer.bench import files
 from verl_steer.bench.run import JOURNAL
 from verl_steer.chat.outcome import Outcome
 from verl_steer.cli import main
+from verl_steer.dialogue import ImageRef
 from verl_steer.microworld.server import create_app
 from verl_steer.testing.faults import CURABLE, DECLINED, MALFORMED, Fault, FaultPlan, faulty
 from verl_steer.testing.server import Completion, Wire, serve
@@ -298,3 +299,53 @@ def test_what_cannot_be_run_is_said_before_anything_is_asked(world, tmp_path, pl
         command = ["run", world, *out, "--url", server.base_url, "--model", "expert"]
         assert "does not accept the API key" in said(*command)
         assert "NO_SUCH_KEY" in said(*command, "--api-key-env", "NO_SUCH_KEY")
+
+
+def test_a_cache_shares_answers_between_runs_and_a_system_prompt_replaces_the_rows(world, tmp_path):
+    seen = []
+
+    def model(body):
+        seen.append(body["messages"][0])
+        return expert(body if body["messages"][0]["role"] != "system" else {**body, "messages": body["messages"][1:]})
+
+    expert = expert_model()
+    with serve(model, ["expert"]) as server:
+        command = ["run", world, "--url", server.base_url, "--model", "expert", "--cache", tmp_path / "cache.sqlite"]
+        assert bench(*command, "--out", tmp_path / "a") == 0
+        asked = len(server.requests)
+        assert bench(*command, "--out", tmp_path / "b") == 0
+        assert len(server.requests) == asked > 0
+        assert bench(*command, "--out", tmp_path / "c", "--system", "be brief") == 0
+        assert len(server.requests) == 2 * asked
+    assert seen[-1] == {"role": "system", "content": "be brief"}
+    assert {d.system for d in files.read_dialogues(tmp_path / "c")} == {"be brief"}
+    assert files.read_run(tmp_path / "c").system == "be brief" and files.read_run(tmp_path / "a").system is None
+    replies = [[[t.reply for t in d.turns] for d in files.read_dialogues(tmp_path / name)] for name in "abc"]
+    assert replies[0] == replies[1] == replies[2]
+
+
+def test_clusters_join_what_is_not_independent(tmp_path):
+    import pyarrow.parquet as pq
+
+    from verl_steer.bench.rows import Item, items
+    from verl_steer.data.schemas import BenchRow, Question
+    from verl_steer.data.splits import LAYOUTS, table
+
+    picture = ImageRef(png())
+    metas = [{}, {"source_id": 7}, {"pair": "p"}, {"template": "t4", "pair": "p"}, {"cluster": "c", "template": "t4"}]
+    rows = [
+        BenchRow(
+            id=str(n),
+            source="s",
+            kind="benign",
+            subset="S",
+            meta=meta,
+            turns=(Question(text="hello?", images=(picture,)),),
+        )
+        for n, meta in enumerate(metas)
+    ]
+    path = tmp_path / "bench.parquet"
+    pq.write_table(table(LAYOUTS["bench"], rows), path)
+    found = [item for item in items(path) if isinstance(item, Item)]
+    assert [item.cluster for item in found] == ["0", "7", "p", f"t4 × {picture.sha256[:12]}", "c"]
+    assert [item.pair for item in found] == [None, None, "p", "p", None]

@@ -6,12 +6,10 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-Advance = Callable[[str], None]
+from verl_steer.bench.console import Advance, guarded, progress_of
 
 
 def add(commands: Any) -> Any:
@@ -25,7 +23,7 @@ def add(commands: Any) -> Any:
     agreement.add_argument("folder", type=Path, metavar="DIR")
     agreement.add_argument("first")
     agreement.add_argument("second")
-    agreement.set_defaults(run=_guarded(_agreement))
+    agreement.set_defaults(run=guarded(_agreement))
     return actions
 
 
@@ -51,7 +49,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--device", default="auto", help="of a checkpoint: auto | cpu | cuda")
     run.add_argument("--dtype", default="auto", help="of a checkpoint: auto | float32 | bfloat16 | float16")
     _add_calls(run, concurrency=16)
-    run.set_defaults(run=_guarded(_run))
+    run.set_defaults(run=guarded(_run))
 
 
 def _add_judge(judge: argparse.ArgumentParser) -> None:
@@ -65,7 +63,7 @@ def _add_judge(judge: argparse.ArgumentParser) -> None:
     judge.add_argument("--canary-attacks", type=int, default=1, metavar="N", help="hostile variants a canary")
     judge.add_argument("--no-canaries", action="store_true", help="do not test the judge first")
     _add_calls(judge, concurrency=32)
-    judge.set_defaults(run=_guarded(_judge))
+    judge.set_defaults(run=guarded(_judge))
 
 
 def _add_calls(parser: argparse.ArgumentParser, concurrency: int) -> None:
@@ -74,42 +72,6 @@ def _add_calls(parser: argparse.ArgumentParser, concurrency: int) -> None:
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds of a call, retries included")
     parser.add_argument("--attempts", type=int, default=4, help="requests a call may cost (default 4)")
     parser.add_argument("--cache", type=Path, help="file of answers at temperature 0, shared by runs (SQLite)")
-
-
-def _guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """Errors in a line, exit status 2; Ctrl-C leaves everything resumable, exit status 130."""
-
-    def run(arguments: argparse.Namespace) -> int:
-        from verl_steer.bench.lines import BenchError
-        from verl_steer.chat.cache import CacheError
-        from verl_steer.chat.endpoints import ChatConfigError
-        from verl_steer.chat.journal import JournalError
-        from verl_steer.local.checkpoint import CheckpointError
-
-        told = (BenchError, CacheError, ChatConfigError, CheckpointError, JournalError, OSError)
-        try:
-            return action(arguments)
-        except told as error:
-            return _say(error)
-        except KeyboardInterrupt:
-            sys.stderr.write("\nverl-steer: stopped; the same command goes on where it was\n")
-            return 130
-        except BaseExceptionGroup as group:  # of tasks side by side; the first one says what was wrong
-            told_of, others = group.split((*told, ValueError))
-            if others is not None or told_of is None:
-                raise
-            return _say(_leaf(told_of))
-
-    return run
-
-
-def _leaf(error: BaseException) -> BaseException:
-    return _leaf(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
-
-
-def _say(error: BaseException) -> int:
-    sys.stderr.write(f"verl-steer: {error}\n")
-    return 2
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -185,7 +147,7 @@ def _play(arguments: argparse.Namespace, bench: Any, folder: Path, chat: Any, mo
         versions=versions(),
     )
     begin(folder, run)
-    with _progress(f"playing {run.name}", bench.rows) as advance:
+    with progress_of(f"playing {run.name}", bench.rows) as advance:
         found = play_bench(
             folder,
             run,
@@ -254,7 +216,7 @@ def _judge(arguments: argparse.Namespace) -> int:
     entry = files.read_judges(arguments.folder).get(name)
     note_judge(arguments.folder, name, _noted(arguments, judge(), endpoint is not None, entry))
     settings = Settings(fence_key(run.bench), arguments.seed, arguments.timeout, arguments.concurrency)
-    with _progress(f"judging by {name}", len(places_of(dialogues))) as advance:
+    with progress_of(f"judging by {name}", len(places_of(dialogues))) as advance:
         found = judge_bench(
             arguments.folder,
             name,
@@ -298,7 +260,7 @@ def _noted(arguments: argparse.Namespace, judge: Any, prompted: bool, before: An
         finally:
             await judge.aclose()
 
-    with _progress("canaries", total) as advance:
+    with progress_of("canaries", total) as advance:
         report = asyncio.run(ask(advance))
     for failure in report.failures:
         sys.stdout.write(f"canaries: {failure}\n")
@@ -317,23 +279,3 @@ def _agreement(arguments: argparse.Namespace) -> int:
     first, second = (read_verdicts(arguments.folder, name) for name in (arguments.first, arguments.second))
     sys.stdout.write(json.dumps(agreement(first, second).to_json(), indent=1) + "\n")
     return 0
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Advance]:
-    """A bar that also counts how things ended."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    told = TextColumn("{task.fields[told]}")
-    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), told, TimeRemainingColumn()
-    counts: Counter[str] = Counter()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total, told="")
-
-        def advance(how: str) -> None:
-            counts[how] += 1
-            bar.update(task, advance=1, told=", ".join(f"{times} {name}" for name, times in counts.most_common()))
-
-        yield advance

@@ -1,0 +1,221 @@
+"""A checkpoint in this process and behind its server: the same replies, the tokens it sampled, nothing undeclared."""
+
+import asyncio
+import importlib.util
+import json
+import threading
+
+import httpx
+import pytest
+from bench_worlds import bench, serving, world_bench
+from published_sources import png
+
+torch = pytest.importorskip("torch")
+if importlib.util.find_spec("torchvision") is None:
+    pytest.skip("transformers' Qwen2.5-VL processor needs torchvision", allow_module_level=True)
+
+from verl_steer.bench import files  # noqa: E402
+from verl_steer.chat.client import ChatClient  # noqa: E402
+from verl_steer.chat.outcome import Outcome  # noqa: E402
+from verl_steer.cli import main  # noqa: E402
+from verl_steer.dialogue import ImageRef  # noqa: E402
+from verl_steer.local.chat import LocalChat  # noqa: E402
+from verl_steer.local.checkpoint import CheckpointError, find  # noqa: E402
+from verl_steer.local.server import create_app  # noqa: E402
+from verl_steer.roles.frozen import chat_messages  # noqa: E402
+from verl_steer.roles.tutor import Exchange  # noqa: E402
+
+PICTURE = ImageRef(png())
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    """The micro-world's student with random weights, as verl's `hf_model` would leave it in a run."""
+    from verl_steer.microworld.student import build_model, build_processor, save
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("run") / "global_step_3" / "actor" / "huggingface"
+    processor = build_processor()
+    save(build_model(1, processor.tokenizer), processor, folder)
+    return folder
+
+
+async def dialogue(chat, n, temperature, turns=3, max_tokens=8):
+    """`turns` exchanges with a picture in turn 1 or 2; every prompt and reply."""
+    history, said = [], []
+    for t in range(turns):
+        images = (PICTURE,) if t == n % 2 else ()
+        question = f"what is the {'star' if t else 'moon'}?"
+        found = await chat.complete(
+            chat_messages("", history, question, images),
+            key=f"{n}|{t}",
+            deadline_s=60.0,
+            max_tokens=max_tokens,
+            temperature=temperature,
+        )
+        assert found.outcome is Outcome.OK, found.detail
+        said.append(found.text)
+        history.append(Exchange(question, found.text, images))
+    return said
+
+
+def replies_of(chat, together, temperature, n=6):
+    async def run():
+        try:
+            if together:
+                return await asyncio.gather(*(dialogue(chat, k, temperature) for k in range(n)))
+            return [await dialogue(chat, k, temperature) for k in range(n)]
+        finally:
+            await chat.aclose()
+
+    return list(asyncio.run(run()))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_reply_depends_on_its_seed_and_not_on_who_shares_its_batch(student, temperature):
+    alone = replies_of(LocalChat(student, "s"), False, temperature)
+    assert replies_of(LocalChat(student, "s", batch_size=4), True, temperature) == alone
+    assert len({reply for said in alone for reply in said}) > 3, "a student that always says the same shows nothing"
+
+
+def test_endpoint_and_process_say_the_same_and_continue_the_tokens_they_sampled(student):
+    local = LocalChat(student, "s")
+    expected = replies_of(local, True, 1.0)
+    assert local._loaded.encoder.continued == 12, "two of three turns of six dialogues"
+    with serving(create_app(LocalChat(student, "s"))) as url:
+        client = ChatClient("s", [url], max_concurrency=6)
+        assert replies_of(client, True, 1.0) == expected
+
+
+def test_continued_tokens_are_those_of_the_whole_conversation_where_text_reads_back(student):
+    """An independent encoding: the processor's own, of the whole conversation at once."""
+    from transformers import AutoProcessor
+
+    from verl_steer.local.tokens import ConversationEncoder
+
+    processor = AutoProcessor.from_pretrained(student)
+    encoder = ConversationEncoder(processor)
+    history = []
+    for t, reply in enumerate(["the star red.", "no."]):
+        images = (PICTURE,) if t == 1 else ()
+        prompt = encoder.encode(chat_messages("", history, "what is the moon?", images))
+        encoder.remember(prompt, reply, processor.tokenizer(reply)["input_ids"])
+        history.append(Exchange("what is the moon?", reply, images))
+    messages = chat_messages("", history, "and the other one?", ())
+    continued = encoder.encode(messages)
+    whole = ConversationEncoder(processor).encode(messages)
+    assert encoder.continued == 2
+    assert continued.inputs.keys() == whole.inputs.keys() and "pixel_values" in whole.inputs
+    for name, value in whole.inputs.items():
+        assert torch.equal(continued.inputs[name], value), name
+
+
+def test_a_bench_gives_the_same_scores_local_and_through_the_endpoint(student, tmp_path, capsys):
+    world = world_bench(tmp_path / "bench.parquet", pairs=4)
+    run_dir = student.parents[2]
+    common = ["--max-tokens", "24", "--seed", "7"]
+    assert bench("run", world, "--out", tmp_path / "local", "--checkpoint", run_dir, *common) == 0
+    with serving(create_app(LocalChat(student, "student"))) as url:
+        out = ["--out", tmp_path / "endpoint"]
+        assert bench("run", world, *out, "--url", url, "--model", "student", *common) == 0
+    scores = []
+    for name in ("local", "endpoint"):
+        assert bench("judge", tmp_path / name, "--judge", "microworld-oracle") == 0
+        verdicts = files.read_verdicts(tmp_path / name, "microworld-oracle")
+        scores.append({place: (v.harmlessness, v.helpfulness) for place, v in verdicts.items()})
+    assert scores[0] == scores[1] and len(scores[0]) >= 24
+    both = [
+        [[t.reply for t in d.turns] for d in files.read_dialogues(tmp_path / name)] for name in ("local", "endpoint")
+    ]
+    assert both[0] == both[1]
+    recorded = files.read_run(tmp_path / "local")
+    assert recorded.model == {"kind": "local", "model": str(student), "device": "cpu", "dtype": "float32"}
+    assert recorded.versions["transformers"]
+
+
+def test_what_cannot_be_asked_is_a_typed_failure(student):
+    async def ask(messages, max_tokens=4):
+        chat = LocalChat(student, "s")
+        try:
+            return await chat.complete(messages, key="k", deadline_s=1.0, max_tokens=max_tokens)
+        finally:
+            await chat.aclose()
+
+    def picture(url):
+        return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+
+    for messages, why in [
+        (picture("https://example.org/a.png"), "must be a base64 data URL"),
+        (picture("data:image/png;base64,aGVsbG8="), "is damaged"),
+        (chat_messages("", [], "hello " * 5000, ()), "more than the model's 4096"),
+    ]:
+        found = asyncio.run(ask(messages))
+        assert found.outcome is Outcome.FAILED and why in found.detail
+
+
+def test_closing_ends_a_long_generation_at_its_next_token(student):
+    async def run():
+        chat = LocalChat(student, "s")
+        await dialogue(chat, 0, 0.0, turns=1)  # loaded
+        stops = chat._loaded.model.generation_config
+        stops.eos_token_id = None
+        chat._loaded.ends = frozenset()
+        task = asyncio.create_task(dialogue(chat, 1, 1.0, turns=1, max_tokens=3000))
+        await asyncio.sleep(0.5)
+        assert not task.done()
+        task.cancel()
+        started = asyncio.get_running_loop().time()
+        await chat.aclose()
+        return asyncio.get_running_loop().time() - started
+
+    assert asyncio.run(run()) < 2.0
+    assert not [t for t in threading.enumerate() if t.name.startswith("local-model") and t.is_alive()]
+
+
+def test_the_server_says_what_is_wrong_with_a_request(student):
+    with serving(create_app(LocalChat(student, "s"))) as url:
+        assert httpx.get(f"{url}/models").json()["data"][0]["id"] == "s"
+        good = {"model": "s", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+        answered = httpx.post(f"{url}/chat/completions", json=good, timeout=60).json()
+        assert answered["usage"]["completion_tokens"] <= 2 and answered["choices"][0]["finish_reason"] in (
+            "stop",
+            "length",
+        )
+        for change, status, said in [
+            ({"model": "t"}, 404, "does not exist"),
+            ({"messages": []}, 400, "not empty"),
+            ({"messages": ["hello"]}, 400, "object with a role"),
+            ({"stream": True}, 400, "stream is not supported"),
+            ({"max_tokens": "many"}, 400, "positive integer"),
+        ]:
+            refused = httpx.post(f"{url}/chat/completions", json={**good, **change})
+            assert refused.status_code == status and said in refused.json()["error"]["message"]
+        assert httpx.post(f"{url}/chat/completions", content=b"{").status_code == 400
+
+
+def test_a_checkpoint_is_found_in_what_verl_writes(student, tmp_path, capsys):
+    run_dir = student.parents[2]
+    assert find(run_dir) == find(student.parents[1]) == find(student) == student.resolve()
+    older = tmp_path / "run" / "global_step_20" / "huggingface"
+    newer = tmp_path / "run" / "global_step_100" / "huggingface"
+    for folder in (older, newer):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    (older / "model.safetensors").write_bytes(b"")
+    assert find(older.parent) == older.resolve()
+    with pytest.raises(CheckpointError, match=r"no weights.*hf_model.*verl\.model_merger merge"):
+        find(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="holds no model"):
+        find(tmp_path)
+    assert main(["serve", "checkpoint", str(tmp_path)]) == 2
+    assert "holds no model" in capsys.readouterr().err
+
+
+def test_a_repetition_penalty_of_the_checkpoint_is_not_decoded_with(student, tmp_path):
+    import shutil
+
+    copy = tmp_path / "penalised"
+    shutil.copytree(student, copy)
+    path = copy / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 5.0, "do_sample": True}))
+    assert replies_of(LocalChat(copy, "s"), True, 0.0) == replies_of(LocalChat(student, "s"), True, 0.0)

@@ -1,0 +1,67 @@
+"""What the bench's commands share: errors in a line, Ctrl-C, and a bar that counts how things end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[[str], None]
+
+
+def guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Errors in a line, exit status 2; Ctrl-C leaves everything resumable, exit status 130."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        from verl_steer.bench.lines import BenchError
+        from verl_steer.chat.cache import CacheError
+        from verl_steer.chat.endpoints import ChatConfigError
+        from verl_steer.chat.journal import JournalError
+        from verl_steer.local.checkpoint import CheckpointError
+
+        told = (BenchError, CacheError, ChatConfigError, CheckpointError, JournalError, OSError)
+        try:
+            return action(arguments)
+        except told as error:
+            return _say(error)
+        except KeyboardInterrupt:
+            sys.stderr.write("\nverl-steer: stopped; the same command goes on where it was\n")
+            return 130
+        except BaseExceptionGroup as group:  # of tasks side by side; the first one says what was wrong
+            told_of, others = group.split((*told, ValueError))
+            if others is not None or told_of is None:
+                raise
+            return _say(_leaf(told_of))
+
+    return run
+
+
+def _leaf(error: BaseException) -> BaseException:
+    return _leaf(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _say(error: BaseException) -> int:
+    sys.stderr.write(f"verl-steer: {error}\n")
+    return 2
+
+
+@contextmanager
+def progress_of(what: str, total: int) -> Iterator[Advance]:
+    """A bar that also counts how things ended."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    told = TextColumn("{task.fields[told]}")
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), told, TimeRemainingColumn()
+    counts: Counter[str] = Counter()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total, told="")
+
+        def advance(how: str) -> None:
+            counts[how] += 1
+            bar.update(task, advance=1, told=", ".join(f"{times} {name}" for name, times in counts.most_common()))
+
+        yield advance
