@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -17,6 +18,7 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 M = TypeVar("M", bound=BaseModel)
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class BenchError(RuntimeError):
@@ -116,5 +118,6 @@ def _parsed(path: Path, data: bytes, model: type[M]) -> list[M]:
 
 
 def _line(line: BaseModel) -> bytes:
-    # ASCII: a lone surrogate of a model's text has no UTF-8, and must not stop a run.
-    return json.dumps(line.model_dump(mode="json"), ensure_ascii=True).encode("ascii") + b"\n"
+    text = json.dumps(line.model_dump(mode="json"), ensure_ascii=False)
+    # A lone surrogate of a model's text has no UTF-8: it must neither stop a run nor make its folder unreadable.
+    return LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text).encode() + b"\n"
