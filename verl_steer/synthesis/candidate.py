@@ -1,0 +1,31 @@
+"""What the stages hand to the selection: a script with what was measured of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from verl_steer.data.schemas import ScriptRow, SftRow
+from verl_steer.scores import TutorScores
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A script with what the stages measured of it.
+
+    Attributes:
+        script: Its kind says the pool; `meta["seed_id"]` the seed, `meta["picture"]` the SHA-256 of its first picture or "".
+        cluster: Id of the seed it came from: rows of one seed never part over splits.
+        turn_scores: Of stage II's dialogue (or the fixed target's), one a turn; None: no verdict.
+        dialogue: Stage II's dialogue, if there is one.
+        last_alone_safe: The last question alone was answered safely (history-dependent risk, half 1).
+        dialogue_safe: The whole dialogue was safe under the fixed target (half 2).
+        success: Red team: the judge's 1..5.
+    """
+
+    script: ScriptRow
+    cluster: str
+    turn_scores: tuple[TutorScores | None, ...] = ()
+    dialogue: SftRow | None = None
+    last_alone_safe: bool | None = None
+    dialogue_safe: bool | None = None
+    success: int | None = None
