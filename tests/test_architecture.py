@@ -11,7 +11,7 @@ import verl_steer
 
 ROOT = Path(verl_steer.__file__).parent
 PURE = ("dialogue", "scores", "shaping", "tcsr", "credit", "checked", "config", "records", "summary")
-CORE = (*PURE, "cli", "curves", "chat", "roles", "data")
+CORE = (*PURE, "cli", "curves", "chat", "roles", "data", "synthesis")
 HEAVY = {"torch", "ray", "verl", "transformers", "vllm"}
 
 
@@ -82,7 +82,7 @@ def test_the_micro_world_is_reached_by_name_only():
 
 
 def test_the_pure_core_does_not_know_the_rooms_around_it():
-    around = ("chat", "roles", "data", "testing", "cli", "curves")
+    around = ("chat", "roles", "data", "synthesis", "testing", "cli", "curves")
     for room in PURE:
         # The typed outcome of a model call is a word that both share.
         names = {n for n in imports_of(ROOT / f"{room}.py") if not n.startswith("verl_steer.chat.outcome")}

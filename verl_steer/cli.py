@@ -1,4 +1,4 @@
-"""The command `verl-steer`: doctor, data, records, serve. Each command loads only what it needs."""
+"""The command `verl-steer`: doctor, data, synth, records, serve. Each command loads only what it needs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_steer.data.commands import add as add_data
+from verl_steer.synthesis.commands import add as add_synth
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     add_data(commands)
+    add_synth(commands)
 
     records = commands.add_parser("records", help="look at dialogue records").add_subparsers(
         required=True, metavar="ACTION"
@@ -59,7 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     plot.set_defaults(run=_plot)
 
     serve = commands.add_parser("serve", help="serve the embedded models").add_subparsers(required=True, metavar="WHAT")
-    microworld = serve.add_parser("microworld", help="the micro-world's rule tutor, OpenAI-compatible")
+    microworld = serve.add_parser(
+        "microworld",
+        help="every role by the micro-world's rules, OpenAI-compatible; the model's name is the role (microworld-tutor, …)",
+    )
     microworld.add_argument("--host", default="127.0.0.1")
     microworld.add_argument("--port", type=int, default=8000)
     microworld.set_defaults(run=_serve)

@@ -21,25 +21,25 @@ def add(commands: Any) -> None:
     )
     sources = actions.add_parser("sources", help="the adapters: columns, licences, splits")
     sources.add_argument("--json", action="store_true")
-    sources.set_defaults(run=_guarded(_sources))
+    sources.set_defaults(run=guarded(_sources))
     _add_convert(actions.add_parser("convert", help="a source into one split (parquet)"))
 
     validate = actions.add_parser("validate", help="check every row of a split or of an exported file")
     validate.add_argument("file", type=Path)
-    validate.set_defaults(run=_guarded(_validate))
+    validate.set_defaults(run=guarded(_validate))
     show = actions.add_parser("show", help="print one row of a split or of an exported file")
     show.add_argument("file", type=Path)
     show.add_argument("row", type=int, help="0-based")
-    show.set_defaults(run=_guarded(_show))
+    show.set_defaults(run=guarded(_show))
     export = actions.add_parser("export", help="a split into a format that other tools read")
     export.add_argument("file", type=Path)
     export.add_argument("--to", required=True, help="llamafactory | reference_rl | reference_bench | bench_jsonl")
     export.add_argument("--out", required=True, type=Path, help="file to write; images/ and the rest come beside it")
-    export.set_defaults(run=_guarded(_export))
+    export.set_defaults(run=guarded(_export))
     card = actions.add_parser("card", help="a Hugging Face data set card with figures and a turn histogram")
     card.add_argument("file", type=Path)
     card.add_argument("--out", type=Path, help="folder for README.md and turns.png; default: FILE.card")
-    card.set_defaults(run=_guarded(_card))
+    card.set_defaults(run=guarded(_card))
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
@@ -62,18 +62,19 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-turn", type=int, default=1, help="the turn that shows it (default 1)")
     parser.add_argument("--limit", type=int, default=0, help="stop after so many rows")
     parser.add_argument("--workers", type=int, default=2, help="threads that decode pictures (default 2)")
-    parser.set_defaults(run=_guarded(_convert))
+    parser.set_defaults(run=guarded(_convert))
 
 
-def _guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+def guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     """Errors in a line, exit status 2; Ctrl-C leaves everything resumable, exit status 130."""
 
     def run(arguments: argparse.Namespace) -> int:
+        from verl_steer.checked import ConfigError
         from verl_steer.data.rows import DataError, RowError
 
         try:
             return action(arguments)
-        except (DataError, RowError, OSError) as error:
+        except (ConfigError, DataError, RowError, OSError) as error:
             sys.stderr.write(f"verl-steer: {error}\n")
             return 2
         except KeyboardInterrupt:

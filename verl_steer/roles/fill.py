@@ -58,9 +58,7 @@ class Fill:
 
 def conversation(history: Sequence[Exchange]) -> tuple[tuple[str, str], ...]:
     """A conversation as fields, question and reply in turn."""
-    return tuple(
-        field for exchange in history for field in ((USER, exchange.question), (ASSISTANT, exchange.reply))
-    )
+    return tuple(field for exchange in history for field in ((USER, exchange.question), (ASSISTANT, exchange.reply)))
 
 
 def pictures(history: Sequence[Exchange]) -> tuple[ImageRef, ...]:
