@@ -8,7 +8,6 @@ way is taken as any other picture, and the talk about it as plain text.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
