@@ -46,7 +46,7 @@ class Review:
         if not isinstance(categories, dict) or not all(isinstance(value, bool) for value in categories.values()):
             raise ConfigError(f"red_team.review: {path}: categories must map each category to true or false")
         self.reviewer, self.date = str(found["reviewer"]), str(found["date"])
-        self.categories = {str(name): allowed for name, allowed in categories.items()}
+        self.categories: dict[str, bool] = {str(name): allowed for name, allowed in categories.items()}
 
     def approves(self, category: str) -> bool:
         """Whether attacks on this category may be written; one that is not listed may not."""

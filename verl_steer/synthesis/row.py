@@ -7,8 +7,9 @@ candidate, filtered by a named rule, or failed with a reason.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from verl_steer.chat.endpoints import ChatConfigError
 from verl_steer.chat.journal import JournalError
@@ -21,6 +22,7 @@ from verl_steer.synthesis.candidate import Candidate
 from verl_steer.synthesis.chance import chance
 from verl_steer.synthesis.config import MIN_TURNS, SynthConfig
 
+T = TypeVar("T")
 #: What stops a build: it is not the row's doing.
 STOPS = (ChatConfigError, ModelOutage, JournalError)
 
@@ -76,28 +78,19 @@ async def grow(seed: SeedRow, calls: Calls, approved: Callable[[str], bool]) -> 
     """
     harvest = Harvest(seed.id, usage=calls.usage)
     kinds = branches(calls.config, seed)
-    questions: tuple[str, str] | None = None
-
-    async def probe() -> None:
-        nonlocal questions
-        questions = await stage1.rewrites(calls, seed)
-
-    if (ended := await _guarded(seed.id, probe)) is not None:
-        harvest.failed += [Ended(f"{seed.id}-{stage1.IDS[kind]}", ended.why, ended.transient) for kind in kinds]
-        return harvest
-    assert questions is not None
+    asked, wrong = await _guarded(stage1.rewrites(calls, seed))
     for kind in kinds:
         name = f"{seed.id}-{stage1.IDS[kind]}"
-
-        async def branch(kind: Kind = kind, name: str = name, asked: tuple[str, str] = questions) -> None:
-            found = await _branch(seed, calls, kind, asked, approved)
-            if isinstance(found, str):
-                harvest.filtered.append(Ended(name, found))
-            else:
-                harvest.candidates.append(found)
-
-        if (ended := await _guarded(name, branch)) is not None:
-            harvest.failed.append(ended)
+        found: Candidate | str | None = None
+        if asked is not None:
+            found, wrong = await _guarded(_branch(seed, calls, kind, asked, approved))
+        if isinstance(found, Candidate):
+            harvest.candidates.append(found)
+        elif found is not None:
+            harvest.filtered.append(Ended(name, found))
+        else:
+            assert wrong is not None, "a branch without a result has a reason"
+            harvest.failed.append(Ended(name, str(wrong), isinstance(wrong, StepFailed) and wrong.transient))
     return harvest
 
 
@@ -126,14 +119,13 @@ def _turns(config: SynthConfig, seed: str, kind: Kind, sft: bool) -> int:
     return chance(config.seed, seed, "turns", kind.value).choices(lengths, weights)[0]
 
 
-async def _guarded(name: str, work: Callable[[], Awaitable[None]]) -> Ended | None:
-    """How `work` ended, if not well. One poisoned row must not stop a build of a hundred thousand."""
+async def _guarded(work: Coroutine[Any, Any, T]) -> tuple[T | None, Exception | None]:
+    """The result, or how the work ended. One poisoned row must not stop a build of a hundred thousand."""
     try:
-        await work()
+        return await work, None
     except STOPS:
         raise
     except StepFailed as error:
-        return Ended(name, str(error), error.transient)
+        return None, error
     except Exception as error:  # whatever a row's data provokes; named with its type, in the sidecar
-        return Ended(name, f"{type(error).__name__}: {error}")
-    return None
+        return None, RuntimeError(f"{type(error).__name__}: {error}")

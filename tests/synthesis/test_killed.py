@@ -1,0 +1,67 @@
+"""kill -9 at random instants: the same bytes as an undisturbed build, and no stored call is made again."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+from synthesis_builds import files_of, microworld, settings_for
+
+from verl_steer.chat.client import seed_of
+
+KILLS = int(os.environ.get("VERL_STEER_KILLS", "3"))  # 20 for the figure in docs/synthesis.md
+_PROGRAM = """
+import asyncio, json, sys
+from pathlib import Path
+from verl_steer.synthesis.config import SynthConfig
+from verl_steer.synthesis.runner import Build
+settings, seeds, out = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+build = Build(SynthConfig.from_mapping(settings), [seeds], out)
+print("ready", flush=True)
+asyncio.run(build.run(build.open()))
+build.shards.close_account()
+"""
+
+
+def stored_calls(out):
+    """(model, seed of the request) of every answer in the journals; a torn last line was never stored."""
+    lines = [line for path in (out / "journals").glob("*.jsonl") for line in path.read_bytes().split(b"\n")[:-1]]
+    return {(f"microworld-{kept['step']}", seed_of(kept["row"])) for kept in map(json.loads, lines)}
+
+
+def call_of(body):
+    """What names a call; the rules' replies need no repair, so a call is one request."""
+    return body["model"], body["seed"]
+
+
+def test_a_build_killed_at_any_instant_goes_on_as_if_nothing_had_happened(finished, seed_file, tmp_path):
+    whole, _, undisturbed = finished
+    out, chance = tmp_path / "out", random.Random(KILLS)
+    repeated = []
+    with microworld() as server:
+        settings = settings_for(server, tmp_path)
+        command = [sys.executable, "-c", _PROGRAM, json.dumps(settings), str(seed_file), str(out)]
+        for kill in range(KILLS + 1):
+            before, stored = len(server.requests), stored_calls(out)
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            if kill < KILLS:
+                wanted = before + chance.randrange(1, 2 * len(undisturbed) // (KILLS + 1))
+                while process.poll() is None and len(server.requests) < wanted:
+                    time.sleep(0.001)
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+            while server.outstanding:  # what was on its way still arrives
+                time.sleep(0.001)
+            earlier, asked = server.requests[:before], [call_of(body) for body in server.requests[before:]]
+            assert not set(asked) & stored
+            repeated.append(len(set(asked) & set(map(call_of, earlier))))
+    assert process.returncode == 0
+    assert files_of(out) == files_of(whole)
+    # Asked twice was only what a kill had met under way: one call a row.
+    assert max(repeated) <= settings["run"]["rows_in_flight"]
+    assert len(server.requests) == len(undisturbed) + sum(repeated)
+    assert set(map(call_of, server.requests)) == set(map(call_of, undisturbed))
