@@ -13,12 +13,13 @@ CATEGORIES = {"R1": "picture", "R2": "accumulation"}
 WATCHED = 60
 
 
-def seeds(count: int, seed: int) -> Iterator[SeedRow]:
+def seeds(count: int, seed: int, source: str = SOURCE) -> Iterator[SeedRow]:
     """`count` seeds: the last questions of harmful scripts and their pictures.
 
     Args:
         count: How many.
         seed: Of the micro-world's random choices.
+        source: What the rows say they come from; part of their ids.
     """
     made = {"R1": 0, "R2": 0}
     wanted = {"R2": round(count * WATCHED / 100)}
@@ -32,8 +33,8 @@ def seeds(count: int, seed: int) -> Iterator[SeedRow]:
                 continue
             made[rule] += 1
             yield SeedRow(
-                id=f"microworld-{rule.lower()}-{made[rule]:06d}",
-                source=SOURCE,
+                id=f"{source}-{rule.lower()}-{made[rule]:06d}",
+                source=source,
                 licence="Apache-2.0",
                 category=CATEGORIES[rule],
                 kind=script.kind,

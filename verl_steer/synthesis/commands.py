@@ -50,6 +50,7 @@ def add(commands: Any) -> None:
     seeds = actions.add_parser("seeds-microworld", help="write single-turn seeds of the micro-world")
     seeds.add_argument("--count", required=True, type=int)
     seeds.add_argument("--seed", type=int, default=1)
+    seeds.add_argument("--source", default="microworld", help="what the rows say they come from (default microworld)")
     seeds.add_argument("--out", required=True, type=Path)
     seeds.set_defaults(run=guarded(_seeds))
 
@@ -166,7 +167,9 @@ def _seeds(arguments: argparse.Namespace) -> int:
     if arguments.count < 1:
         raise DataError(f"--count {arguments.count}: give at least 1")
     # By name only: the stages do not depend on the embedded default.
-    made = importlib.import_module("verl_steer.microworld.seeds").seeds(arguments.count, arguments.seed)
+    made = importlib.import_module("verl_steer.microworld.seeds").seeds(
+        arguments.count, arguments.seed, arguments.source
+    )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     temporary = arguments.out.with_name(f".{arguments.out.name}.tmp")
     try:

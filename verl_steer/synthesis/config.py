@@ -196,6 +196,7 @@ class SynthConfig:
         seed: Keys every random choice, with the row's id and the step.
         roles, turns, red_team, perturb, run: See there.
         sft_share: Share of the seeds whose scripts become STEER-SFT dialogues; the others are held for RL and bench.
+        held_sources: Sources whose seeds are all held (those of the bench, in the paper).
         guidelines: The blue expert's; None: ours.
         max_question_chars: A longer user turn counts as a fault of the model.
         max_reply_chars: Likewise for replies.
@@ -208,6 +209,7 @@ class SynthConfig:
     perturb: PerturbConfig = field(default_factory=PerturbConfig)
     run: RunConfig = field(default_factory=RunConfig)
     sft_share: float = 0.6
+    held_sources: tuple[str, ...] = ()
     guidelines: str | None = None
     max_question_chars: int = 1000
     max_reply_chars: int = 8000

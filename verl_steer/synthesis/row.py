@@ -60,9 +60,9 @@ def branches(config: SynthConfig, seed: SeedRow) -> tuple[Kind, ...]:
     return tuple(kind for kind in Kind if kind is not Kind.RED_TEAM or config.red_team.enabled)
 
 
-def for_sft(config: SynthConfig, seed: str) -> bool:
+def for_sft(config: SynthConfig, seed: SeedRow) -> bool:
     """Whether a seed's scripts become STEER-SFT dialogues; else they are held for RL and bench."""
-    return chance(config.seed, seed, "split").random() < config.sft_share
+    return seed.source not in config.held_sources and chance(config.seed, seed.id, "split").random() < config.sft_share
 
 
 async def grow(seed: SeedRow, calls: Calls, approved: Callable[[str], bool]) -> Harvest:
@@ -98,7 +98,7 @@ async def _branch(
     seed: SeedRow, calls: Calls, kind: Kind, asked: tuple[str, str], approved: Callable[[str], bool]
 ) -> Candidate | str:
     """A candidate, or the rule that filtered the branch."""
-    sft = for_sft(calls.config, seed.id)
+    sft = for_sft(calls.config, seed)
     turns = _turns(calls.config, seed.id, kind, sft)
     if kind is not Kind.RED_TEAM:
         script = await stage1.expand(calls, seed, asked[kind is not Kind.BENIGN], kind, turns)
