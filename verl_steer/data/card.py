@@ -56,7 +56,7 @@ def count(path: Path) -> tuple[str, Figures]:
         figures.sources[row.source, row.licence] += 1
         if subset := getattr(row, "subset", ""):
             figures.subsets[subset] += 1
-        digest.update(_canonical(row))
+        digest.update(canonical(row))
     figures.hash = digest.hexdigest()
     return name, figures
 
@@ -79,7 +79,8 @@ def write_card(path: Path, out: Path | None = None) -> Path:
     return folder / "README.md"
 
 
-def _canonical(row: AnyRow) -> bytes:
+def canonical(row: AnyRow) -> bytes:
+    """A row's content as bytes, pictures by their digest; its place in a split is not part of it."""
     turns = [
         [turn.text, [image.sha256 for image in turn.images], turn.reply if isinstance(turn, Exchange) else None]
         for turn in turns_of(row)

@@ -1,1 +1,1 @@
-"""Stages I and II: single-turn seeds into scripts and dialogues, and their selection into splits."""
+"""Stages I and II: single-turn seeds into STEER-SFT, STEER-RL and STEER-Bench."""

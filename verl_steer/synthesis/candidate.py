@@ -1,4 +1,4 @@
-"""What the stages hand to the selection: a script with what was measured of it."""
+"""Candidate: what the stages hand to the selection."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ class Candidate:
     """A script with what the stages measured of it.
 
     Attributes:
-        script: Its kind says the pool; `meta["seed_id"]` the seed, `meta["picture"]` the SHA-256 of its first picture or "".
+        script: `kind` says the pool; `meta["seed_id"]` the seed, `meta["picture"]` the SHA-256 of its first picture, or "".
         cluster: Id of the seed it came from: rows of one seed never part over splits.
-        turn_scores: Of stage II's dialogue (or the fixed target's), one a turn; None: no verdict.
+        turn_scores: One a turn, of stage II's dialogue, or without one of a fixed target's probe dialogue; None is a
+            missing verdict.
         dialogue: Stage II's dialogue, if there is one.
-        last_alone_safe: The last question alone was answered safely (history-dependent risk, half 1).
-        dialogue_safe: The whole dialogue was safe under the fixed target (half 2).
-        success: Red team: the judge's 1..5.
+        last_alone_safe: The fixed target answered the last question alone safely (history-dependent risk, half 1);
+            None: not known.
+        dialogue_safe: The whole dialogue was safe under the fixed target (half 2); None: not known.
+        success: Red team: the success judge's 1..5; None: not judged.
     """
 
     script: ScriptRow

@@ -1,0 +1,180 @@
+"""Candidates into splits: who is drawn, what is written, and what does not matter."""
+
+import csv
+import dataclasses
+import json
+import random
+from collections import Counter
+
+import planted
+import pyarrow.parquet as pq
+import pytest
+from planted import Maker
+
+from verl_steer.checked import ConfigError
+from verl_steer.data.splits import read_split
+from verl_steer.data.validate import turns_of, validate
+from verl_steer.dialogue import Kind
+from verl_steer.synthesis.report import TooFew
+from verl_steer.synthesis.select import select_splits
+from verl_steer.synthesis.selection_config import SPLITS, SelectionConfig
+
+
+def settings(**changes):
+    sizes = {"sft": {"size": 40}, "rl": {"size": 20}, "bench": {"size": 20}}
+    merged = {split: {**sizes[split], **changes.pop(split, {})} for split in SPLITS}
+    return SelectionConfig.from_mapping({**merged, **changes})
+
+
+@pytest.fixture(scope="module")
+def candidates():
+    """Three rows a seed, one of each pool, and lengths that go round."""
+    maker = Maker(7)
+    return [
+        maker.good("any", turns=2 + (n + k) % 9, kind=kind, cluster=f"seed-{n}")
+        for n in range(90)
+        for k, kind in enumerate(Kind)
+    ]
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_sizes_ratio_lengths_and_means_come_out_as_wanted(candidates, tmp_path):
+    report = select_splits(candidates, settings(), tmp_path)
+    rows = {split: list(read_split(tmp_path / f"{split}.parquet")) for split in SPLITS}
+    assert {split: len(r) for split, r in rows.items()} == {"sft": 40, "rl": 20, "bench": 20}
+    assert Counter(row.kind.harmful for row in rows["rl"]) == {False: 5, True: 15}
+    for split, mean in (("sft", 6.35), ("rl", 8.33), ("bench", 8.55)):
+        turns = [len(turns_of(row)) for row in rows[split]]
+        assert set(turns) == set(range(2, 11))
+        # Nine lengths must stay; with 20 rows that holds the mean down.
+        assert sum(turns) / len(turns) == pytest.approx(mean, abs=0.3 if split == "sft" else 1.0)
+        assert validate(rows[split])[1] == []
+    assert report.used == 80 and not report.missing
+    assert [row.index for row in rows["rl"]] == list(range(20))
+
+
+def test_seeds_and_bench_pictures_never_part_over_splits(candidates, tmp_path):
+    select_splits(candidates, settings(), tmp_path)
+    homes = {}
+    for split in SPLITS:
+        for row in read_split(tmp_path / f"{split}.parquet"):
+            assert homes.setdefault(row.meta["seed_id"], split) == split
+            for image in turns_of(row)[0].images:
+                assert homes.setdefault(image.sha256, split) == split
+
+
+def test_the_same_candidates_in_any_order_give_the_same_bytes_and_another_seed_others(candidates, tmp_path):
+    # One id twice with other content, so that the tie cannot be broken by the id.
+    twin = planted.Maker(99).good("any", turns=5)
+    twin = dataclasses.replace(twin, script=twin.script.model_copy(update={"id": candidates[0].script.id}))
+    given = [*candidates, twin]
+    select_splits(given, settings(sft={"size": 60}), tmp_path / "a")
+    for n in range(2):
+        random.Random(n).shuffle(given)
+        select_splits(iter(given), settings(sft={"size": 60}), tmp_path / "b")
+        assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    select_splits(given, settings(sft={"size": 60}, seed=1), tmp_path / "c")
+    assert (tmp_path / "a/rl.parquet").read_bytes() != (tmp_path / "c/rl.parquet").read_bytes()
+
+
+def test_every_candidate_has_one_fate_in_every_split(candidates, tmp_path):
+    report = select_splits([*candidates, *candidates[:5]], settings(), tmp_path)
+    for split in report.splits:
+        assert split.candidates == split.chosen + split.not_needed + sum(split.removed.values()) == 275
+    with (tmp_path / "candidates.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 275
+    assert {split: sum(line[split] == "chosen" for line in lines) for split in SPLITS} == {
+        "sft": 40,
+        "rl": 20,
+        "bench": 20,
+    }
+    with (tmp_path / "removals.csv").open(encoding="utf-8") as file:
+        removals = [(line["split"], line["what"], int(line["rows"])) for line in csv.DictReader(file)]
+    assert removals == list(report.removals())
+    stored = json.loads((tmp_path / "selection.json").read_text())
+    assert stored["splits"][0]["sha256"] == report.splits[0].sha256 and stored["settings"]["rl"]["size"] == 20
+
+
+def test_too_few_candidates_are_told_and_nothing_is_written(candidates, tmp_path):
+    (tmp_path / "rl.parquet").write_text("what was here before")
+    with pytest.raises(TooFew, match=r"rl: 90 of 100 benign rows, 10 are missing") as caught:
+        select_splits(candidates, settings(rl={"size": 400}, order=["rl", "bench", "sft"]), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["rl.parquet"]
+    assert (tmp_path / "rl.parquet").read_text() == "what was here before"
+    assert any("rl: 180 of 300 harmful rows" in line for line in caught.value.report.missing)
+    # rl took a row of every seed, so none is left for the others.
+    assert any(line.startswith("sft: 0 of 40 rows") for line in caught.value.report.missing)
+
+
+def test_allow_short_writes_what_there_is_even_if_that_is_nothing(candidates, tmp_path):
+    report = select_splits(candidates, settings(rl={"size": 400}, allow_short=True), tmp_path)
+    assert {split.name: split.chosen for split in report.splits} == {"rl": 270, "bench": 0, "sft": 0}
+    assert pq.read_metadata(tmp_path / "sft.parquet").num_rows == 0
+    assert (tmp_path / "sft.parquet.card/README.md").is_file()
+
+
+def test_a_fault_half_way_leaves_the_earlier_result_as_it_was(candidates, tmp_path, monkeypatch):
+    select_splits(candidates, settings(), tmp_path)
+    before = contents(tmp_path)
+
+    def broken(path):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("verl_steer.synthesis.select.write_card", broken)
+    with pytest.raises(OSError, match="disk full"):
+        select_splits(candidates, settings(seed=5), tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_a_row_that_no_file_can_hold_costs_only_itself(candidates, tmp_path):
+    bad = dataclasses.replace(
+        candidates[0], script=candidates[0].script.model_copy(update={"id": "bad", "system": "look at <image>"})
+    )
+    bad = dataclasses.replace(bad, cluster="seed-bad", dialogue=None)
+    with_bad = [bad, *(c for c in candidates if c.cluster != "seed-0")]
+    report = select_splits(with_bad, settings(rl={"size": 400}, bench={"size": 0}, allow_short=True), tmp_path)
+    assert report.splits[0].removed["unwritable"] == 1
+    assert "bad,seed-bad,benign,no_dialogue,,unwritable" in (tmp_path / "candidates.csv").read_text()
+
+
+def test_a_split_of_size_0_is_left_out(candidates, tmp_path):
+    report = select_splits(candidates, settings(bench={"size": 0}), tmp_path)
+    assert [split.name for split in report.splits] == ["rl", "sft"]
+    assert not (tmp_path / "bench.parquet").exists()
+
+
+def test_sft_rows_are_the_dialogues_and_the_others_the_scripts(candidates, tmp_path):
+    one = candidates[0]
+    asked = tuple(t.model_copy(update={"text": f"rewritten {t.text}"}) for t in one.dialogue.turns)
+    given = [dataclasses.replace(one, dialogue=one.dialogue.model_copy(update={"turns": asked}))]
+    for split in ("sft", "rl"):
+        sizes = {s: {"size": int(s == split), "mean_turns": None, "benign": 0, "harmful": 0} for s in SPLITS}
+        select_splits(given, SelectionConfig.from_mapping(sizes), tmp_path)
+    (sft,), (rl,) = (list(read_split(tmp_path / f"{s}.parquet")) for s in ("sft", "rl"))
+    assert sft.turns[0].text.startswith("rewritten ") and sft.turns[0].reply
+    assert rl.turns[0].text == one.script.turns[0].text
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"off": ["neer"]}, "did you mean near"),
+        ({"rl": {"size": -1}}, "rl.size=-1"),
+        ({"bench": {"sise": 1}}, "selection.bench.sise is not a known key; did you mean size"),
+        ({"sft": {"min_turns": 5, "max_turns": 3}}, "sft.min_turns=5, sft.max_turns=3"),
+        ({"sft": {"mean_turns": 11}}, "sft.mean_turns=11"),
+        ({"keep": {"tau_safe": 11}}, "keep.tau_safe=11"),
+        ({"risk": {"min_success": 0}}, "risk.min_success=0"),
+        ({"near": {"threshold": 0.2}}, "near.threshold=0.2"),
+        ({"near": {"across": "all"}}, "near.across='all'"),
+        ({"order": ["rl", "sft"]}, "must name each of sft, rl, bench once"),
+    ],
+)
+def test_wrong_settings_are_named(keys, said):
+    with pytest.raises(ConfigError) as caught:
+        SelectionConfig.from_mapping(keys)
+    assert said in str(caught.value)
