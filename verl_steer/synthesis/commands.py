@@ -7,7 +7,7 @@ import asyncio
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from verl_steer.data.commands import guarded
 
 if TYPE_CHECKING:
     from verl_steer.synthesis.runner import Build, Progress
+    from verl_steer.synthesis.selection_config import SelectionConfig
     from verl_steer.synthesis.shards import Account
 
 
@@ -58,8 +59,10 @@ def add(commands: Any) -> None:
 def _build(arguments: argparse.Namespace) -> int:
     from verl_steer.synthesis.config import load
     from verl_steer.synthesis.runner import Build
+    from verl_steer.synthesis.selection_config import SelectionConfig
 
-    config, selection = load(arguments.config, red_team=not arguments.no_red_team)
+    config, mapping = load(arguments.config, red_team=not arguments.no_red_team)
+    selection = SelectionConfig.from_mapping({"seed": config.seed, **mapping})  # before an hour of calls, not after
     build = Build(config, arguments.seeds, arguments.out)
     if arguments.retry_failed:
         build.shards.reopen_failed()
@@ -73,13 +76,49 @@ def _build(arguments: argparse.Namespace) -> int:
             asyncio.run(build.run(numbers, progress))
     account = build.shards.close_account()
     sys.stdout.write(_summary(account, arguments.out))
-    if arguments.no_select:
-        return 0
-    return _select(build, selection, arguments.out)
+    return 0 if arguments.no_select else _select(build, selection, arguments.out)
 
 
-def _select(build: Build, selection: dict[str, Any], out: Path) -> int:
-    raise NotImplementedError
+def _select(build: Build, config: SelectionConfig, out: Path) -> int:
+    from rich.console import Console
+
+    from verl_steer.synthesis.select import select_splits
+
+    splits = out / "splits"
+    with _selecting() as progress:
+        report = select_splits(build.shards.candidates(), config, splits, progress)
+    if build.review is not None:
+        build.review.write_warning(splits)
+    Console().print(report.table())
+    sys.stdout.write(f"{splits}: splits, cards, removals.csv, selection.json\n")
+    for line in report.missing:
+        sys.stdout.write(f"  missing: {line}\n")
+    return 0
+
+
+@contextmanager
+def _selecting() -> Iterator[Callable[[str, int], None]]:
+    """A bar for each stage of the selection, as they come."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TextColumn("{task.completed} rows"),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(stage: str, step: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=None)
+            bar.advance(tasks[stage], step)
+
+        yield progress
 
 
 def _summary(account: Account, out: Path) -> str:
