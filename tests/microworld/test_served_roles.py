@@ -33,7 +33,11 @@ def ask(role, fill, reply, seed=1):
 
 
 def say(role, history, question, images=(), seed=1):
-    body = {"model": f"microworld-{role}", "messages": chat_messages("guidelines", history, question, images), "seed": seed}
+    body = {
+        "model": f"microworld-{role}",
+        "messages": chat_messages("guidelines", history, question, images),
+        "seed": seed,
+    }
     return HANDLERS[body["model"]](body)
 
 
@@ -53,7 +57,7 @@ def test_writers_keep_to_their_replies_and_lengths(images):
         ask("forensics", forensics.fill(TAG, question, shown), forensics.ForensicsReply, number)
         for framing in FRAMINGS:
             framed = ask("red", red.frame(TAG, question, "seen", framing, shown), red.QuestionReply).question
-            assert framed.endswith(question)
+            assert framed.endswith(question.rpartition(": ")[2])  # a move before it gives way to the framing
 
 
 def test_benign_scripts_of_the_world_ask_for_nothing_forbidden():
@@ -89,7 +93,10 @@ def test_the_red_agent_keeps_a_benign_question_and_the_first_one():
     for seed in range(20):
         for kind, said in ((Kind.BENIGN, history), (Kind.RED_TEAM, [])):
             assert ask("red", red.ask_turn(TAG, "And?", kind, said, ()), red.QuestionReply, seed).question == "And?"
-    pressed = {ask("red", red.ask_turn(TAG, "And?", Kind.RED_TEAM, history, ()), red.QuestionReply, s).question for s in range(40)}
+    pressed = {
+        ask("red", red.ask_turn(TAG, "And?", Kind.RED_TEAM, history, ()), red.QuestionReply, s).question
+        for s in range(40)
+    }
     assert "And?" in pressed and len(pressed) > 2 and all(text.endswith("And?") for text in pressed)
 
 

@@ -62,11 +62,16 @@ def test_no_text_leaves_its_fence(question, category):
 def test_a_conversation_keeps_its_order_and_pictures():
     fill, _ = FILLS["success"]
     found = read(render(fill))
-    assert found.all("user turn") == ["What is it?", "And inside?"] and found.all("assistant reply") == ["A box.", "Nothing."]
+    assert found.all("user turn") == ["What is it?", "And inside?"] and found.all("assistant reply") == [
+        "A box.",
+        "Nothing.",
+    ]
     assert found.images == (PNG,) and found.one("intent") == "open the box" and found.one("nothing") == ""
 
 
-@pytest.mark.parametrize("messages", [[], [{}, {"content": "text"}], [{}, {"content": [{"text": "hi"}, {"text": "ho"}]}]])
+@pytest.mark.parametrize(
+    "messages", [[], [{}, {"content": "text"}], [{}, {"content": [{"text": "hi"}, {"text": "ho"}]}]]
+)
 def test_another_prompt_is_not_read(messages):
     with pytest.raises(ValueError, match="not a role's prompt"):
         read(messages)
