@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 
 _LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
-_MODEL = re.compile(rb'"model":\s*"mock-(\w+)"')
+_ROLE = re.compile(rb"Fence tag: \w+\\n(?:Role: (\w+)|Script: )")
 _TURNS = re.compile(rb"Write exactly (\d+) user turns")
 _SCORES = {"reason": "as planned", "safety": 10, "usefulness": 8, "faithfulness": 9, "strategy": "none"}
 
@@ -48,6 +48,12 @@ def reply(role: str, body: bytes) -> str:
             return json.dumps({**_SCORES, "next_question": None})
         case _:
             return "It shows a room with a table and two chairs. Which of them do you mean?"
+
+
+def role_in(body: bytes) -> str:
+    """The role that a request's prompt names: one model plays them all. "" is one who just talks."""
+    found = _ROLE.search(body)
+    return "" if found is None else (found[1] or b"tutor").decode()
 
 
 class Roles(asyncio.Protocol):
@@ -79,8 +85,7 @@ class Roles(asyncio.Protocol):
 
     def _answer(self, body: bytes) -> None:
         Roles.under_way -= 1
-        role = _MODEL.search(body)
-        message = {"role": "assistant", "content": reply(role[1].decode() if role else "", body)}
+        message = {"role": "assistant", "content": reply(role_in(body), body)}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         usage = {"prompt_tokens": 100, "completion_tokens": 20}
         self._send(json.dumps({"model": "mock", "choices": [choice], "usage": usage}).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -67,7 +68,9 @@ class Cast:
     def __init__(self, config: SynthConfig, fence_key: bytes) -> None:
         self.config, self.fence_key = config, fence_key
         self.endpoints = {role: config.roles.endpoint(role) for role in config.needed_roles()}
-        self.clients = {role: _client(endpoint) for role, endpoint in self.endpoints.items()}
+        # Roles that one model plays share its client: its connections, and its limit.
+        shared: dict[Endpoint, ChatClient] = {}
+        self.clients = {role: shared.setdefault(_who(e), _client(e)) for role, e in self.endpoints.items()}
         self.guidelines = guidelines(config.guidelines)
 
     def chats(self, journal: Journal) -> dict[str, Chat]:
@@ -76,8 +79,13 @@ class Cast:
 
     async def aclose(self) -> None:
         """Closes the connections."""
-        for client in self.clients.values():
+        for client in set(self.clients.values()):
             await client.aclose()
+
+
+def _who(endpoint: Endpoint) -> Endpoint:
+    """The settings without what belongs to a call."""
+    return dataclasses.replace(endpoint, role="", kind="endpoint", temperature=0.0, max_tokens=1)
 
 
 def _client(endpoint: Endpoint) -> ChatClient:
