@@ -11,6 +11,7 @@ from typing import Any
 
 from verl_steer.data.commands import add as add_data
 from verl_steer.synthesis.commands import add as add_synth
+from verl_steer.synthesis.disjoint_command import add as add_disjoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.set_defaults(run=_doctor)
 
-    add_data(commands)
+    add_disjoint(add_data(commands))
     add_synth(commands)
 
     records = commands.add_parser("records", help="look at dialogue records").add_subparsers(

@@ -37,7 +37,8 @@ def test_what_a_candidate_holds_follows_from_its_seed(finished):
     for candidate in Shards.look(out).candidates():
         script = candidate.script
         assert candidate.cluster == script.meta["seed_id"] and 2 <= len(script.turns) <= 10
-        assert script.meta["picture"] == script.turns[0].images[0].sha256
+        shown = script.turns[0].images[0].sha256
+        assert (script.meta["picture"] == shown) == (not script.meta.get("perturbed"))
         assert len(candidate.turn_scores) == len(script.turns)
         if candidate.dialogue is not None:
             assert candidate.last_alone_safe is None and candidate.dialogue_safe is None

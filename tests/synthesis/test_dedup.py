@@ -51,7 +51,7 @@ def test_the_similarity_is_the_one_of_plain_sets():
         assert jaccard(marked(one).shingles, marked(other).shingles) == pytest.approx(planted.jaccard(one, other))
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0])
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0])
 def test_the_index_is_laid_out_for_the_recall_it_promises(threshold):
     count, rows = bands(threshold)
     assert count * rows <= PERMUTATIONS and 1 - (1 - threshold**rows) ** count >= RECALL

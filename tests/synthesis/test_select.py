@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import random
 from collections import Counter
@@ -128,6 +129,33 @@ def test_a_fault_half_way_leaves_the_earlier_result_as_it_was(candidates, tmp_pa
     with pytest.raises(OSError, match="disk full"):
         select_splits(candidates, settings(seed=5), tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_the_table_says_what_each_rule_removed_and_notes_what_is_off(candidates, tmp_path):
+    from rich.console import Console
+
+    short = [c for c in candidates if len(c.script.turns) < 6]
+    wanted = settings(rl={"size": 0}, bench={"size": 3}, sft={"min_turns": 3})
+    report = select_splits(short, wanted, tmp_path)
+    shown = io.StringIO()
+    Console(width=80, file=shown).print(report.table())
+    text = " ".join(shown.getvalue().split())
+    assert f"{len(short)} candidates, 43 used" in text
+    assert "│ wanted │ 3 │ 40 │" in text and f"│ - turns │ │ {report.splits[1].removed['turns']} │" in text
+    assert "│ chosen │ 3 │ 40 │" in text and "│ wanted │ 8.55 │ 6.35 │" in text
+    notes = "\n".join(note for split in report.splits for note in split.notes)
+    assert "bench: no row of " in notes and "size too small" in notes
+    assert "sft: no candidate of 6, 7, 8, 9, 10 turns was left by the rules" in notes
+    assert "6.35 wanted: lengths ran out" in notes
+
+
+def test_what_a_killed_run_left_does_not_stay(candidates, tmp_path):
+    select_splits(candidates, settings(), tmp_path / "a")
+    (tmp_path / "b/.selection.tmp/sft.parquet.card").mkdir(parents=True)
+    (tmp_path / "b/.selection.tmp/sft.parquet").write_text("half")
+    (tmp_path / "b/.selection.tmp/more.txt").write_text("half")
+    select_splits(candidates, settings(), tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_a_row_that_no_file_can_hold_costs_only_itself(candidates, tmp_path):

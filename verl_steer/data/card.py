@@ -166,6 +166,7 @@ def _histogram(figures: Figures, out: Path) -> None:
     turns = sorted(figures.turns)
     bars = axes.bar(turns, [figures.turns[t] for t in turns], color="tab:blue")
     axes.bar_label(bars)
+    axes.margins(y=0.1)  # room for the highest bar's label
     axes.set(xlabel="user turns", ylabel="rows", xticks=range(1, 11), xlim=(0.4, 10.6))
     temporary = out.with_name(f".{out.name}.tmp")
     figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})

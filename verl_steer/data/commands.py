@@ -14,8 +14,8 @@ from typing import Any
 SPLITS = ("seed", "script", "rl", "sft", "bench")
 
 
-def add(commands: Any) -> None:
-    """Adds `data` and its actions to the subparsers of `verl-steer`."""
+def add(commands: Any) -> Any:
+    """Adds `data` and its actions to the subparsers of `verl-steer`; returns the actions, so that others can join."""
     actions = commands.add_parser("data", help="published sources into splits").add_subparsers(
         required=True, metavar="ACTION"
     )
@@ -40,6 +40,7 @@ def add(commands: Any) -> None:
     card.add_argument("file", type=Path)
     card.add_argument("--out", type=Path, help="folder for README.md and turns.png; default: FILE.card")
     card.set_defaults(run=guarded(_card))
+    return actions
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +89,7 @@ def guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.N
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -153,7 +154,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         kind=Kind(arguments.kind) if arguments.kind else None,
         **{name: given[name] for name in names},
     )
-    with _progress(source.name) as progress:
+    with progress_bar(source.name) as progress:
         account = convert(source, options, arguments.out, progress)
     sys.stdout.write(
         f"{account.read} rows in = {account.written} written + {account.rejected} rejected -> {arguments.out}\n"
@@ -207,7 +208,7 @@ def _show(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from verl_steer.data.formats import export
 
-    with _progress(arguments.to) as progress:
+    with progress_bar(arguments.to) as progress:
         account, dropped = export(arguments.file, arguments.to, arguments.out, progress)
     sys.stdout.write(
         f"{account.read} rows in = {account.written} written + {account.rejected} rejected -> {arguments.out}\n"

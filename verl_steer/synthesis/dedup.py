@@ -79,7 +79,7 @@ def jaccard(one: Shingles, other: Shingles) -> float:
 
 def bands(threshold: float) -> tuple[int, int]:
     """Bands and rows of the index: the fewest bands that find a pair at the threshold with `RECALL`."""
-    for rows in range(PERMUTATIONS, 0, -1):
+    for rows in range(PERMUTATIONS, 1, -1):
         count = PERMUTATIONS // rows
         if 1 - (1 - threshold**rows) ** count >= RECALL:
             return count, rows

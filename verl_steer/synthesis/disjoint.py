@@ -1,4 +1,4 @@
-"""Do two split files overlap? By seed, picture, text, and nearly the same text; read from the files as they are.
+"""Do split files overlap? By seed, picture, text, and nearly the same text; read from the files as they are.
 
 The seed of a row is `meta.seed_id`, or its id where it has none.
 """
@@ -6,7 +6,7 @@ The seed of a row is `meta.seed_id`, or its id where it has none.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,13 @@ class Overlap:
     """Two rows of two files that should not stand in both."""
 
     rule: str
-    split: str
+    file: str
     row: str
-    other_split: str
+    other_file: str
     other: str
 
     def __str__(self) -> str:
-        return f"{self.rule}: {self.split} row {self.row!r} and {self.other_split} row {self.other!r}"
+        return f"{self.rule}: row {self.row!r} of {self.file} and row {self.other!r} of {self.other_file}"
 
 
 @dataclass
@@ -41,8 +41,8 @@ class Disjointness:
     """What was found.
 
     Attributes:
-        rows: Rows read, by split.
-        overlaps: Rows that meet an earlier file's row, by rule.
+        rows: Rows read, by file.
+        overlaps: Rows that meet a row of an earlier file, by rule; a row counts once for each rule and file.
         examples: The first of them.
     """
 
@@ -52,51 +52,47 @@ class Disjointness:
 
 
 def check(
-    paths: Mapping[str, Path], config: SelectionConfig, progress: Callable[[int], None] = lambda rows: None
+    paths: Sequence[Path], config: SelectionConfig, progress: Callable[[int], None] = lambda rows: None
 ) -> Disjointness:
     """Compares every row of each file with all rows of the files before it.
 
     Args:
-        paths: Split name -> file. Pictures are held out of the split named "bench" alone.
+        paths: Splits, or files that `read_any` reads. Pictures are held out of bench rows alone.
         config: `off` and `near` are used.
         progress: Called with the rows of each step.
 
     Raises:
-        DataError: A row cannot be read.
+        DataError: A row cannot be read, or there are not two different files.
     """
+    if len({path.resolve() for path in paths}) < max(2, len(paths)):
+        raise DataError("give at least two files, each of them once")
     found = Disjointness()
-    before: list[Seen] = []
-    for split, path in paths.items():
+    before: list[tuple[Path, Seen]] = []
+    for path in paths:
+        split, rows = read_any(path)
         seen = Seen(config, split)
-        for row in _rows(path):
+        found.rows[str(path)] = 0
+        for row in rows:
+            if isinstance(row, RowError):
+                raise DataError(f"{path}: {row}; run `verl-steer data validate` first")
             one = _mark(row, config.near.words)
             signature = seen.signature(one)
-            for other in before:
+            for earlier, other in before:
                 for rule, repeated in other.overlaps(one, signature, split):
                     found.overlaps[rule] += 1
                     if len(found.examples) < _EXAMPLES:
-                        found.examples.append(Overlap(rule, split, one.id, other.split, repeated))
+                        found.examples.append(Overlap(rule, str(path), one.id, str(earlier), repeated))
             seen.add(one, signature)
-            found.rows[split] = found.rows.get(split, 0) + 1
+            found.rows[str(path)] += 1
             progress(1)
-        before.append(seen)
+        before.append((path, seen))
     return found
 
 
-def _rows(path: Path) -> Any:
-    _, rows = read_any(path)
-    for row in rows:
-        if isinstance(row, RowError):
-            raise DataError(f"{path}: {row}; run `verl-steer data validate` first")
-        yield row
-
-
 def _mark(row: AnyRow, words: int) -> Mark:
-    seed, origin = row.meta.get("seed_id"), row.meta.get("picture")
-    return mark(
-        row.id,
-        seed if isinstance(seed, str) and seed else row.id,
-        turns_of(row),
-        words,
-        origin if isinstance(origin, str) else "",
-    )
+    return mark(row.id, _text(row.meta, "seed_id") or row.id, turns_of(row), words, _text(row.meta, "picture"))
+
+
+def _text(meta: Mapping[str, Any], key: str) -> str:
+    value = meta.get(key)
+    return value if isinstance(value, str) else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,13 @@ class SelectionReport:
         candidates: Candidates that came in.
         used: Those that became a row of some split.
         splits: One report a split, in the order in which they picked.
-        compared: Rows of each written file that were read back and compared with the other files.
+        compared: Rows of the written files that were read back and compared with the other files: none overlaps.
     """
 
     candidates: int
     used: int
     splits: tuple[SplitReport, ...]
-    compared: dict[str, int] = field(default_factory=dict)
+    compared: int = 0
 
     @property
     def missing(self) -> tuple[str, ...]:

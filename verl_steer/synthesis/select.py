@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from verl_steer.data.card import write_card
@@ -59,11 +59,7 @@ def select_splits(
     wanted = [split for split in config.order if config.split(split).size]
     with Spool(out) as spool:
         entries = [_entry(c, config, wanted, spool) for c in _counted(candidates, lambda: progress("rules", 1))]
-        picker = Picker(spool, config)
-        chosen: dict[str, list[Entry]] = {}
-        for split in wanted:
-            able = [entry for entry in entries if split not in entry.fate]
-            chosen[split] = picker.pick(split, able, lambda step, split=split: progress(f"draw {split}", step))  # type: ignore[misc]
+        chosen = _draw(entries, wanted, spool, config, progress)
         report = SelectionReport(
             candidates=len(entries),
             used=sum(any(fate == (CHOSEN, "") for fate in entry.fate.values()) for entry in entries),
@@ -71,9 +67,10 @@ def select_splits(
         )
         if report.missing and not config.allow_short:
             raise TooFew(report)
-        stage = out / f".selection.{os.getpid()}.tmp"
+        stage = out / ".selection.tmp"
+        shutil.rmtree(stage, ignore_errors=True)  # what a killed run left
+        stage.mkdir()
         try:
-            stage.mkdir()
             report = _write(stage, report, chosen, spool, config, progress)
             write_fates(entries, stage / "candidates.csv")
             _publish(stage, out)
@@ -106,6 +103,18 @@ def _entry(candidate: Candidate, config: SelectionConfig, splits: Sequence[str],
     return entry
 
 
+def _draw(
+    entries: Sequence[Entry], splits: Sequence[str], spool: Spool, config: SelectionConfig, progress: Progress
+) -> dict[str, list[Entry]]:
+    """Every split picks in turn; what the picker holds for it is freed before the files are compared."""
+    picker = Picker(spool, config)
+    chosen = {}
+    for split in splits:
+        able = [entry for entry in entries if split not in entry.fate]
+        chosen[split] = picker.pick(split, able, partial(progress, f"draw {split}"))
+    return chosen
+
+
 def _write(
     stage: Path,
     report: SelectionReport,
@@ -120,13 +129,13 @@ def _write(
         rows = (as_row(spool.get(entry), split, index) for index, entry in enumerate(entries))
         write_split(paths[split], split, _counted_rows(rows, progress))
         write_card(paths[split])
-    found = check(paths, config, lambda rows: progress("check", rows))
-    if found.overlaps:
+    found = check(list(paths.values()), config, lambda rows: progress("check", rows)) if len(paths) > 1 else None
+    if found and found.overlaps:
         raise DataError(
             f"the splits overlap ({dict(found.overlaps)}), e.g. {found.examples[0]}; this is a fault of ours"
         )
     splits = tuple(dataclasses.replace(one, sha256=file_hash(paths[one.name])) for one in report.splits)
-    report = dataclasses.replace(report, splits=splits, compared=found.rows)
+    report = dataclasses.replace(report, splits=splits, compared=sum(found.rows.values()) if found else 0)
     write_removals(report, stage / "removals.csv")
     account = {**report.to_json(), "settings": dataclasses.asdict(config)}
     (stage / "selection.json").write_text(json.dumps(account, indent=1) + "\n", encoding="utf-8")

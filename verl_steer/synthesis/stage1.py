@@ -120,13 +120,13 @@ async def _simulate(
 
 
 def script_of(seed: SeedRow, kind: Kind, texts: list[str], images: tuple[ImageRef, ...], **meta: object) -> ScriptRow:
-    """A script row of a seed, its pictures in the first turn.
+    """A script row of a seed, the pictures in the first turn.
 
     Raises:
         RowError: A text breaks a rule of the schemas.
     """
     turns = tuple(Question(text=text, images=images if number == 0 else ()) for number, text in enumerate(texts))
-    picture = images[0].sha256 if images else ""
+    picture = seed.images[0].sha256 if seed.images else ""  # the seed's own, whatever was done to it
     return build(
         ScriptRow,
         {
