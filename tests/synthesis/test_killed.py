@@ -65,3 +65,21 @@ def test_a_build_killed_at_any_instant_goes_on_as_if_nothing_had_happened(finish
     assert max(repeated) <= settings["run"]["rows_in_flight"]
     assert len(server.requests) == len(undisturbed) + sum(repeated)
     assert set(map(call_of, server.requests)) == set(map(call_of, undisturbed))
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(finished, seed_file, tmp_path):
+    whole, _, undisturbed = finished
+    with microworld() as server:
+        (tmp_path / "build.yaml").write_text(json.dumps(settings_for(server, tmp_path)))
+        command = [sys.executable, "-m", "verl_steer.cli", "synth", "build", str(tmp_path / "build.yaml")]
+        command += ["--seeds", str(seed_file), "--out", str(tmp_path / "out"), "--no-select"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and len(server.requests) < len(undisturbed) // 2:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130 and said == "\nverl-steer: stopped; the same command goes on where it was\n"
+        half = len(server.requests)
+        assert subprocess.run(command, check=False).returncode == 0
+    assert half < len(undisturbed)
+    assert files_of(tmp_path / "out") == files_of(whole)
