@@ -4,8 +4,9 @@
 
 A mock server answers every role after 50 ms; 512 calls are under way. The bound is one bare loop: 512 coroutines that
 send the very calls of the build through `ChatClient`, with no journal, no prompt to fill, no rows and no files. Beside
-it stands the same loop over httpx's own client, on fewer calls. Rounds alternate, so that a busy machine meets all of
-them. --memory instead measures the peak of builds of 1,000, 5,000 and 50,000 seeds, a process each; there the replies
+it stands the same loop over httpx's own client, on fewer calls. Rounds alternate, and each side counts by its best
+round: what a busy machine takes away says nothing of the code. `cpu_ms` is the processor time of a call in this
+process, which neighbours disturb little. --memory instead measures the peak of builds of 1,000, 5,000 and 50,000 seeds, a process each; there the replies
 come from this process, since half a million requests would measure patience.
 """
 
@@ -23,7 +24,6 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import httpx
@@ -159,18 +159,25 @@ def throughput(seeds: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Rounds of build and bare client; httpx once, on a tenth of the calls."""
     picture = _picture()
     found: dict[str, list[float]] = {"build": [], "client": [], "httpx": []}
+    cpu_ms: dict[str, list[float]] = {"build": [], "client": []}
     with mock_roles(LATENCY_S) as root:
         sample = calls_of(root, folder, picture)
         file = write_seeds(folder / "seeds.parquet", seeds, picture)
         count = seeds * len(sample) // 64
         calls = [sample[n % len(sample)] for n in range(count)]
         for number in range(rounds):
-            found["build"].append(built(root, file, folder / f"build{number}"))
-            found["client"].append(asyncio.run(bare_client(root, calls)))
+            for name, work in (
+                ("build", lambda number=number: built(root, file, folder / f"build{number}")),
+                ("client", lambda: asyncio.run(bare_client(root, calls))),
+            ):
+                began = time.process_time()
+                found[name].append(work())
+                cpu_ms[name].append(1e3 * (time.process_time() - began) / count)
         found["httpx"].append(asyncio.run(bare_httpx(root, calls[: count // 10])))
         peak = stats(root)["peak"]
     rates = {name: [round(rate, 1) for rate in each] for name, each in found.items()}
-    return {"calls": count, "peak_in_flight": peak, **rates}
+    least = {name: round(min(each), 3) for name, each in cpu_ms.items()}
+    return {"calls": count, "peak_in_flight": peak, "cpu_ms": least, **rates}
 
 
 class Instant(ChatClient):
@@ -242,8 +249,8 @@ def main() -> int:
             {"builds": found},
         )
     with tempfile.TemporaryDirectory() as folder:
-        facts = throughput(*((640, 1) if given.quick else (1536, 3)), Path(folder))
-    value, bound = median(facts["build"]), median(facts["client"])
+        facts = throughput(*((640, 1) if given.quick else (1024, 6)), Path(folder))
+    value, bound = max(facts["build"]), max(facts["client"])
     details = {"latency_s": LATENCY_S, "in_flight": IN_FLIGHT, **facts}
     return _print("synthesis", value, "calls/s", bound, ">= 0.9 of the bare loop", value >= 0.9 * bound, details)
 

@@ -4,7 +4,7 @@
 # folder; further ones go to `verl-steer synth build`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-out="${1:-data/steer_microworld}"
+out="${1:-outputs/steer_microworld}"
 shift || true
 python="${VERL_STEER_VENV:-.venv}/bin/python"
 [ -x "$python" ] || { echo "no $python: run examples/quickstart.sh or tests/setup.sh first, or set VERL_STEER_VENV" >&2; exit 2; }
