@@ -1,12 +1,13 @@
 """A build's calls a second over those of a bare loop, and its memory from a thousand to fifty thousand seeds.
 
-    python benchmarks/synthesis.py [--quick] [--memory]
+    python benchmarks/synthesis.py [--quick] [--peer NAME=PYTHON ...] [--memory]
 
 A mock server answers every role after 50 ms; 512 calls are under way. The bound is one bare loop: 512 coroutines that
 send the very calls of the build through `ChatClient`, with no journal, no prompt to fill, no rows and no files. Beside
 it stands the same loop over httpx's own client, on fewer calls. Rounds alternate, and each side counts by its best
 round: what a busy machine takes away says nothing of the code. `cpu_ms` is the processor time of a call in this
-process, which neighbours disturb little. --memory instead measures the peak of builds of 1,000, 5,000 and 50,000 seeds, a process each; there the replies
+process, which neighbours disturb little. --peer gives the texts of the same prompts to another generation pipeline
+(peer_generation.py), start and end of its run included. --memory instead measures the peak of builds of 1,000, 5,000 and 50,000 seeds, a process each; there the replies
 come from this process, since half a million requests would measure patience.
 """
 
@@ -39,7 +40,7 @@ from verl_steer.synthesis import calls as calls_module
 from verl_steer.synthesis.config import SynthConfig
 from verl_steer.synthesis.runner import Build
 
-IN_FLIGHT, LATENCY_S = 512, 0.05
+IN_FLIGHT, LATENCY_S, PEER_CALLS = 512, 0.05, 4000
 
 
 def write_seeds(path: Path, count: int, picture: bytes) -> Path:
@@ -155,7 +156,24 @@ def calls_of(root: str, folder: Path, picture: bytes) -> list[Sent]:
     return found
 
 
-def throughput(seeds: int, rounds: int, folder: Path) -> dict[str, Any]:
+def peer(name: str, python: str, root: str, calls: Sequence[Sent]) -> float:
+    """Calls a second of another pipeline on the texts of the calls."""
+    texts = ["\n".join(_texts(call.messages)) for call in calls]
+    command = [python, str(Path(__file__).with_name("peer_generation.py")), name, root, str(IN_FLIGHT)]
+    found = subprocess.run(command, input=json.dumps(texts), text=True, capture_output=True, check=True)
+    rate: float = json.loads(found.stdout.splitlines()[-1])["calls_per_s"]
+    return rate
+
+
+def _texts(messages: Any) -> Iterator[str]:
+    for message in messages:
+        if isinstance(message["content"], str):
+            yield message["content"]
+        else:
+            yield from (part["text"] for part in message["content"] if part["type"] == "text")
+
+
+def throughput(seeds: int, rounds: int, peers: Sequence[str], folder: Path) -> dict[str, Any]:
     """Rounds of build and bare client; httpx once, on a tenth of the calls."""
     picture = _picture()
     found: dict[str, list[float]] = {"build": [], "client": [], "httpx": []}
@@ -175,6 +193,9 @@ def throughput(seeds: int, rounds: int, folder: Path) -> dict[str, Any]:
                 cpu_ms[name].append(1e3 * (time.process_time() - began) / count)
         found["httpx"].append(asyncio.run(bare_httpx(root, calls[: count // 10])))
         peak = stats(root)["peak"]
+        for given in peers:
+            name, _, python = given.partition("=")
+            found[name] = [peer(name, python, root, calls[:PEER_CALLS])]
     rates = {name: [round(rate, 1) for rate in each] for name, each in found.items()}
     least = {name: round(min(each), 3) for name, each in cpu_ms.items()}
     return {"calls": count, "peak_in_flight": peak, "cpu_ms": least, **rates}
@@ -222,6 +243,7 @@ def main() -> int:
     """Measures and prints; exit status 0 if the goal is met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer seeds and one round: within a minute")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="distilabel, curator")
     parser.add_argument("--memory", action="store_true", help="peak memory over the number of seeds instead")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -249,7 +271,7 @@ def main() -> int:
             {"builds": found},
         )
     with tempfile.TemporaryDirectory() as folder:
-        facts = throughput(*((640, 1) if given.quick else (1024, 6)), Path(folder))
+        facts = throughput(*((640, 1) if given.quick else (1024, 6)), given.peer, Path(folder))
     value, bound = max(facts["build"]), max(facts["client"])
     details = {"latency_s": LATENCY_S, "in_flight": IN_FLIGHT, **facts}
     return _print("synthesis", value, "calls/s", bound, ">= 0.9 of the bare loop", value >= 0.9 * bound, details)
