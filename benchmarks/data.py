@@ -15,11 +15,11 @@ import io
 import json
 import random
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+
+from own_process import measure
 
 GOAL_ROWS, GOAL_MB, GOAL_GROWTH, MARK = 2000, 1024, 1.2, 10_000
 
@@ -40,7 +40,9 @@ def main() -> int:
         write_texts(folder / "texts.jsonl", texts)
         write_pictures(folder / "train.parquet", pictures)
         write_pictures(folder / "peer.parquet", peers)
-        found = {what: measure(what, folder) for what in ("texts", "texts_peer", "pictures", "pictures_peer")}
+        found = {
+            what: measure(__file__, what, str(folder)) for what in ("texts", "texts_peer", "pictures", "pictures_peer")
+        }
     for what, figures in found.items():
         print(f"{what}: {figures}")
     ours, peer, memory = found["texts"], found["texts_peer"], found["pictures"]
@@ -58,15 +60,6 @@ def main() -> int:
     }
     print(json.dumps(line))
     return 0 if ok else 1
-
-
-def measure(what: str, folder: Path) -> dict[str, float]:
-    """One conversion in a fresh process."""
-    done = subprocess.run([sys.executable, __file__, "--run", what, str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{what} failed:\n{done.stderr[-3000:]}")
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
 
 
 def child(what: str, folder: Path) -> int:

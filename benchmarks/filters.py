@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -24,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import planted
+from own_process import measure
 from planted import Group, Maker
 
 from verl_steer.synthesis.candidate import Candidate
@@ -49,7 +48,7 @@ def main() -> int:
     rules = planted_mix(groups)
     through = turned_off(groups if arguments.quick else 20)
     near = near_pairs(pairs)
-    scale = {f"{what}_{n}": measure(what, n) for n in sizes for what in ("select", "copy")}
+    scale = {f"{what}_{n}": measure(__file__, what, str(n)) for n in sizes for what in ("select", "copy")}
     for name, figures in {"rule": rules, "off": through, "near": near, "scale": scale}.items():
         for key, value in figures.items():
             print(f"{name} {key}: {value}")
@@ -75,7 +74,7 @@ def main() -> int:
 def settings(*off: str, **changes: object) -> SelectionConfig:
     """Every candidate is looked at, and each split has its own source."""
     splits = {s: {"size": 10**6, "sources": [f"for_{s}"], "benign": 0, "harmful": 0} for s in SPLITS}
-    return SelectionConfig.from_mapping({"allow_short": True, "off": list(off), **splits, **changes})
+    return SelectionConfig.from_mapping({"allow_short": True, "without": list(off), **splits, **changes})
 
 
 def fates(rows: list[Candidate], config: SelectionConfig) -> dict[str, dict[str, str]]:
@@ -162,15 +161,6 @@ def near_pairs(pairs: int) -> dict[str, dict[str, float]]:
         }
         for name in sorted(bands)
     }
-
-
-def measure(what: str, rows: int) -> dict[str, float]:
-    """One run in a fresh process."""
-    done = subprocess.run([sys.executable, __file__, "--run", what, str(rows)], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{what} failed:\n{done.stderr[-3000:]}")
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
 
 
 def child(what: str, rows: int) -> int:

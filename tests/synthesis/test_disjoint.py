@@ -45,7 +45,9 @@ def test_each_way_to_share_is_found_and_nothing_else(files):
 
 def test_rules_can_be_left_out_and_pictures_can_tell_rows_apart(files):
     paths, _ = files
-    config = SelectionConfig.from_mapping({"off": ["cluster", "picture", "exact_across"], "near": {"across": "same"}})
+    config = SelectionConfig.from_mapping(
+        {"without": ["cluster", "picture", "exact_across"], "near": {"across": "same"}}
+    )
     assert check(list(paths.values()), config).overlaps == {"near_across": 1}
 
 
@@ -64,8 +66,8 @@ def test_the_command_names_the_rows_and_fails(files, capsys):
     [
         ([], "give at least two files"),
         (["{rl}"], "give at least two files, each of them once"),
-        (["{sft}", "--off", "nearly"], "is no rule; did you mean near"),
-        (["{sft}", "--pictures", "some"], "near.across='some' is not one of same, any"),
+        (["{sft}", "--without", "nearly"], "is no rule; did you mean near"),
+        (["{sft}", "--threshold", "0.1"], "selection.near.threshold=0.1: must be in 0.5..1"),
         (["missing.parquet"], "missing.parquet"),
     ],
 )

@@ -17,14 +17,14 @@ CONFIG = SelectionConfig()
 WIDER = {"exact": ("near",), "exact_across": ("near_across",)}
 
 
-def off(*names):
-    return SelectionConfig(off=names)
+def without(*names):
+    return SelectionConfig(without=names)
 
 
 def everything(*off_names, **changes):
     """Every candidate is looked at, and each split has its own source."""
     splits = {s: {"size": 1000, "sources": [f"for_{s}"], "benign": 0, "harmful": 0} for s in SPLITS}
-    return SelectionConfig.from_mapping({"allow_short": True, "off": list(off_names), **splits, **changes})
+    return SelectionConfig.from_mapping({"allow_short": True, "without": list(off_names), **splits, **changes})
 
 
 def fates(folder, split):
@@ -100,10 +100,10 @@ def test_a_missing_verdict_is_unscored_however_bad_the_others_are_and_never_low(
     breach = TutorScores(1, 1, 1)
     assert removed_by(row(scores={0: None, 1: breach}), CONFIG, "sft") == "unscored"
     assert removed_by(row(scores={0: None}), CONFIG, "sft") == "unscored"
-    assert removed_by(row(scores={0: None}), off("unscored"), "sft") is None
-    assert removed_by(row(scores={0: None, 1: breach}), off("unscored"), "sft") == "safe"
+    assert removed_by(row(scores={0: None}), without("unscored"), "sft") is None
+    assert removed_by(row(scores={0: None, 1: breach}), without("unscored"), "sft") == "safe"
     nothing = row(scores=dict.fromkeys(range(3)))
-    assert removed_by(nothing, off("unscored"), "sft") is None
+    assert removed_by(nothing, without("unscored"), "sft") is None
     assert removed_by(dataclasses.replace(nothing, turn_scores=()), CONFIG, "sft") == "unscored"
     assert removed_by(row(turn_scores=(GOOD,) * 2), CONFIG, "sft") == "unscored"
 
@@ -121,7 +121,7 @@ def test_the_keep_rule_takes_the_worst_safety_and_the_mean_usefulness():
 def test_a_candidate_without_a_dialogue_is_for_rl_and_bench_only():
     bare = row(kind=Kind.OBFUSCATED, dialogue=None)
     assert removed_by(bare, CONFIG, "sft") == "no_dialogue"
-    assert removed_by(bare, off(*SWITCHES), "sft") == "no_dialogue"
+    assert removed_by(bare, without(*SWITCHES), "sft") == "no_dialogue"
     assert removed_by(bare, CONFIG, "rl") is None and removed_by(bare, CONFIG, "bench") is None
 
 

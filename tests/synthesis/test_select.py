@@ -6,19 +6,23 @@ import io
 import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import planted
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from planted import Maker
 
 from verl_steer.checked import ConfigError
+from verl_steer.data.rows import DataError
 from verl_steer.data.splits import read_split
 from verl_steer.data.validate import turns_of, validate
 from verl_steer.dialogue import Kind
 from verl_steer.synthesis.report import TooFew
 from verl_steer.synthesis.select import select_splits
-from verl_steer.synthesis.selection_config import SPLITS, SelectionConfig
+from verl_steer.synthesis.selection_config import SPLITS, SWITCHES, SelectionConfig
+from verl_steer.synthesis.written import as_row, write_split
 
 
 def settings(**changes):
@@ -175,6 +179,46 @@ def test_a_split_of_size_0_is_left_out(candidates, tmp_path):
     assert not (tmp_path / "bench.parquet").exists()
 
 
+def test_a_candidate_without_its_seed_is_an_error(candidates, tmp_path):
+    lost = dataclasses.replace(candidates[3], cluster="")
+    with pytest.raises(DataError, match=r"'any-000004' has no cluster"):
+        select_splits([*candidates, lost], settings(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_overlap_are_not_published(candidates, tmp_path, monkeypatch):
+    monkeypatch.setattr("verl_steer.synthesis.seen.Seen.across", lambda *_: None)
+    with pytest.raises(DataError, match=r"the splits overlap .*cluster: row .*bench.parquet"):
+        select_splits(candidates, settings(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_row_groups_are_bounded_by_rows_and_by_picture_bytes(candidates, tmp_path, monkeypatch):
+    rows = [as_row(c, "bench", n) for n, c in enumerate(candidates[:20])]
+    monkeypatch.setattr("verl_steer.synthesis.written.PART_ROWS", 8)
+    write_split(tmp_path / "a.parquet", "bench", rows)
+    monkeypatch.setattr(
+        "verl_steer.synthesis.written.PART_BYTES", max(len(turns_of(row)[0].images[0].data) for row in rows) + 1
+    )
+    write_split(tmp_path / "b.parquet", "bench", rows)
+    sizes = []
+    for name in ("a", "b"):
+        data = pq.read_metadata(tmp_path / f"{name}.parquet")
+        sizes.append([data.row_group(n).num_rows for n in range(data.num_row_groups)])
+        assert list(read_split(tmp_path / f"{name}.parquet")) == rows
+    assert sizes == [[8, 8, 4], [2] * 10]
+
+
+def test_siblings_first_uses_up_fewer_seeds_and_changes_nothing_else(candidates, tmp_path):
+    seeds = {}
+    for siblings in ("any", "first"):
+        report = select_splits(candidates, settings(bench={"siblings": siblings}), tmp_path / siblings)
+        rows = list(read_split(tmp_path / siblings / "bench.parquet"))
+        seeds[siblings] = len({row.meta["seed_id"] for row in rows})
+        assert len(rows) == 20 and {len(row.turns) for row in rows} == set(range(2, 11)) and not report.missing
+    assert seeds["first"] < seeds["any"]
+
+
 def test_sft_rows_are_the_dialogues_and_the_others_the_scripts(candidates, tmp_path):
     one = candidates[0]
     asked = tuple(t.model_copy(update={"text": f"rewritten {t.text}"}) for t in one.dialogue.turns)
@@ -187,16 +231,29 @@ def test_sft_rows_are_the_dialogues_and_the_others_the_scripts(candidates, tmp_p
     assert rl.turns[0].text == one.script.turns[0].text
 
 
+def test_what_the_page_shows_works(candidates, tmp_path):
+    page = (Path(__file__).parents[2] / "docs/selection.md").read_text(encoding="utf-8")
+    block = page.split("```yaml")[1].split("```")[0]
+    config = SelectionConfig.from_mapping(yaml.safe_load(block)["selection"])
+    assert config.bench.sources == ("vlsbench", "mm_safetybench") and not config.on("picture")
+    assert (config.keep.tau_help, config.near.threshold, config.rl.mean_turns) == (6.5, 0.85, 8.33)
+    report = select_splits(candidates, config, tmp_path)
+    assert report.splits[1].removed["source"] == len(candidates)
+    rules = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+    assert rules == set(SWITCHES)
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"off": ["neer"]}, "did you mean near"),
-        ({"rl": {"size": -1}}, "rl.size=-1"),
+        ({"without": ["neer"]}, "did you mean near"),
+        ({"rl": {"size": -1}}, "selection.rl.size=-1"),
         ({"bench": {"sise": 1}}, "selection.bench.sise is not a known key; did you mean size"),
         ({"sft": {"min_turns": 5, "max_turns": 3}}, "sft.min_turns=5, sft.max_turns=3"),
         ({"sft": {"mean_turns": 11}}, "sft.mean_turns=11"),
-        ({"keep": {"tau_safe": 11}}, "keep.tau_safe=11"),
+        ({"keep": {"tau_safe": 11}}, "selection.keep.tau_safe=11"),
         ({"risk": {"min_success": 0}}, "risk.min_success=0"),
+        ({"bench": {"siblings": "last"}}, "bench.siblings='last' is not one of any, first"),
         ({"near": {"threshold": 0.2}}, "near.threshold=0.2"),
         ({"near": {"across": "all"}}, "near.across='all'"),
         ({"order": ["rl", "sft"]}, "must name each of sft, rl, bench once"),

@@ -58,7 +58,7 @@ def check(
 
     Args:
         paths: Splits, or files that `read_any` reads. Pictures are held out of bench rows alone.
-        config: `off` and `near` are used.
+        config: `without` and `near` are used.
         progress: Called with the rows of each step.
 
     Raises:

@@ -17,10 +17,13 @@ def add(actions: Any) -> None:
     parser.add_argument("--threshold", type=float, default=0.8, help="Jaccard similarity of near rows (default 0.8)")
     parser.add_argument("--words", type=int, default=3, help="words a shingle (default 3)")
     parser.add_argument(
-        "--pictures", default="any", help="near rows: any | same (only rows that share a picture; default any)"
+        "--pictures",
+        default="any",
+        choices=("any", "same"),
+        help="near rows: any (default), or only rows that share a picture",
     )
     parser.add_argument(
-        "--off", action="append", default=[], metavar="RULE", help="cluster | picture | exact_across | near_across"
+        "--without", action="append", default=[], metavar="RULE", help="cluster | picture | exact_across | near_across"
     )
     parser.set_defaults(run=guarded(_disjoint))
 
@@ -33,7 +36,7 @@ def _disjoint(arguments: argparse.Namespace) -> int:
 
     near = {"threshold": arguments.threshold, "words": arguments.words, "across": arguments.pictures}
     try:
-        config = SelectionConfig.from_mapping({"off": arguments.off, "near": near}, "data disjoint")
+        config = SelectionConfig.from_mapping({"without": arguments.without, "near": near})
     except ConfigError as error:
         raise DataError(str(error)) from error
     read = 0

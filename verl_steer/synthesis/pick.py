@@ -8,15 +8,15 @@ duplicate was removed for a row that is really there.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from verl_steer.data.card import canonical
-from verl_steer.dialogue import MAX_TURNS, Kind
+from verl_steer.dialogue import Kind
 from verl_steer.synthesis.candidate import Candidate
 from verl_steer.synthesis.dedup import Mark, mark
+from verl_steer.synthesis.pool import Pool
 from verl_steer.synthesis.sampling import plan, quotas
 from verl_steer.synthesis.seen import Seen
 from verl_steer.synthesis.selection_config import SelectionConfig, SplitConfig
@@ -65,32 +65,30 @@ class Picker:
             The chosen ones in the order of their keys.
         """
         wanted = self._config.split(split)
-        names = list(classes(wanted))
-        pools: dict[tuple[int, int], list[Entry]] = defaultdict(list)
-        for entry in self._ordered(entries):
-            pools[names.index(class_of(entry.kind, wanted)), entry.turns[split] - 1].append(entry)
-        left = np.zeros((len(names), MAX_TURNS), dtype=np.int64)
-        for cell, pool in pools.items():
-            pool.reverse()  # taken from the end
-            left[cell] = len(pool)
-        held = np.zeros_like(left)
+        quota = classes(wanted)
+        names = list(quota)
+        pool = Pool(
+            self._ordered(entries),
+            lambda entry: (names.index(class_of(entry.kind, wanted)), entry.turns[split] - 1),
+            len(names),
+            wanted.siblings == "first",
+        )
+        held = np.zeros_like(pool.left)
         self._seen[split] = Seen(self._config, split)
         chosen: list[Entry] = []
         while True:
-            target = plan(left, held, list(classes(wanted).values()), wanted.mean_turns)
+            target = plan(pool.left, held, list(quota.values()), wanted.mean_turns)
             if (target == held).all():
                 break
-            for cell in sorted(pools):
-                while held[cell] < target[cell] and pools[cell]:
-                    entry = pools[cell].pop()
-                    left[cell] -= 1
+            for cell in pool.cells:
+                while held[cell] < target[cell] and (entry := pool.next(cell)):
                     if self._take(entry, split):
                         held[cell] += 1
                         chosen.append(entry)
+                        pool.took(entry)
                     tick(1)
-        for pool in pools.values():
-            for entry in pool:
-                entry.fate[split] = (NOT_NEEDED, "")
+        for entry in pool.rest():
+            entry.fate[split] = (NOT_NEEDED, "")
         return sorted(chosen, key=lambda entry: entry.key)
 
     def _take(self, entry: Entry, split: str) -> bool:

@@ -53,7 +53,7 @@ def select_splits(
     Raises:
         TooFew: A split would be smaller than wanted and `allow_short` is off; nothing is written, and the error holds
             the account.
-        DataError: datasketch is not installed, or the written files overlap; nothing is published.
+        DataError: A candidate has no cluster, datasketch is not installed, or the written files overlap; nothing is published.
     """
     out.mkdir(parents=True, exist_ok=True)
     wanted = [split for split in config.order if config.split(split).size]
@@ -88,6 +88,10 @@ def _counted(candidates: Iterable[Candidate], tick: Callable[[], None]) -> Itera
 def _entry(candidate: Candidate, config: SelectionConfig, splits: Sequence[str], spool: Spool) -> Entry:
     """What the rules say of a candidate; kept on disk if a split may have it."""
     script = candidate.script
+    if not candidate.cluster:
+        raise DataError(
+            f"candidate {script.id!r} has no cluster; without its seed it cannot be kept out of other splits"
+        )
     entry = Entry(
         id=script.id,
         cluster=candidate.cluster,
@@ -132,7 +136,8 @@ def _write(
     found = check(list(paths.values()), config, lambda rows: progress("check", rows)) if len(paths) > 1 else None
     if found and found.overlaps:
         raise DataError(
-            f"the splits overlap ({dict(found.overlaps)}), e.g. {found.examples[0]}; this is a fault of ours"
+            f"the splits overlap ({dict(found.overlaps)}), e.g. {found.examples[0]}; nothing was published; this "
+            "should not be possible, please report it"
         )
     splits = tuple(dataclasses.replace(one, sha256=file_hash(paths[one.name])) for one in report.splits)
     report = dataclasses.replace(report, splits=splits, compared=sum(found.rows.values()) if found else 0)

@@ -97,6 +97,8 @@ class SplitConfig:
         benign, harmful: Ratio of benign to harmful (obfuscated and red team) rows; 0 and 0: as they come.
         min_turns, max_turns: Both inclusive.
         sources: Only rows of these sources; empty: of all.
+        siblings: "any": rows as they come, so mostly one of a seed. "first": before the others, rows of seeds that the
+            split holds already; fewer seeds are used up, which helps where they are scarce.
     """
 
     size: int = 0
@@ -106,12 +108,15 @@ class SplitConfig:
     min_turns: int = 2
     max_turns: int = MAX_TURNS
     sources: tuple[str, ...] = ()
+    siblings: str = "any"
 
     NAME = "split"
+    SIBLINGS = ("any", "first")
 
     def __post_init__(self) -> None:
         for key in ("size", "benign", "harmful"):
             not_negative(f"{self.NAME}.{key}", getattr(self, key))
+        one_of(f"{self.NAME}.siblings", self.siblings, self.SIBLINGS)
         if not 1 <= self.min_turns <= self.max_turns <= MAX_TURNS:
             raise ConfigError(
                 f"{self.NAME}.min_turns={self.min_turns}, {self.NAME}.max_turns={self.max_turns}: "
@@ -159,13 +164,13 @@ class SelectionConfig:
 
     Attributes:
         seed: Of the draw among rows that would do equally well.
-        off: Names of rules that are turned off.
+        without: Names of rules that are turned off ("off" is YAML for false).
         order: Who picks first; a later split yields to an earlier one. The pickiest first.
         allow_short: Write what there is if there are too few rows, instead of nothing.
     """
 
     seed: int = 0
-    off: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     order: tuple[str, ...] = ("rl", "bench", "sft")
     allow_short: bool = False
     keep: KeepConfig = field(default_factory=KeepConfig)
@@ -176,9 +181,9 @@ class SelectionConfig:
     bench: BenchConfig = field(default_factory=BenchConfig)
 
     def __post_init__(self) -> None:
-        for name in self.off:
+        for name in self.without:
             if name not in SWITCHES:
-                raise ConfigError(f"off={name!r} is no rule{nearest(name, SWITCHES)}")
+                raise ConfigError(f"without={name!r} is no rule{nearest(name, SWITCHES)}")
         if sorted(self.order) != sorted(SPLITS):
             raise ConfigError(f"order={list(self.order)}: must name each of {', '.join(SPLITS)} once")
 
@@ -189,7 +194,7 @@ class SelectionConfig:
 
     def on(self, rule: str) -> bool:
         """Whether a rule holds."""
-        return rule not in self.off
+        return rule not in self.without
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any] | None, path: str = "selection") -> SelectionConfig:
@@ -198,7 +203,11 @@ class SelectionConfig:
         Raises:
             ConfigError: A key is unknown or a value is wrong.
         """
-        return parse(cls, {} if mapping is None else mapping, path)
+        try:
+            return parse(cls, {} if mapping is None else mapping, path)
+        except ConfigError as error:
+            # The dataclasses know the name of their own node, not where it hangs.
+            raise ConfigError(str(error) if str(error).startswith(path) else f"{path}.{error}") from error
 
 
 def _between(where: str, value: float, low: float, high: float) -> None:

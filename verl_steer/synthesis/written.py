@@ -32,7 +32,7 @@ def as_row(candidate: Candidate, split: str, index: int) -> AnyRow:
         RowError: It cannot be such a row.
     """
     row = row_of(candidate, split)
-    meta = {**candidate.script.meta, **row.meta, "seed_id": candidate.cluster}
+    meta = {**row.meta, **candidate.script.meta, "seed_id": candidate.cluster}
     if isinstance(row, SftRow):
         return row.model_copy(update={"meta": meta})
     values: dict[str, Any] = {name: getattr(row, name) for name in ScriptRow.model_fields} | {"meta": meta}
