@@ -271,7 +271,7 @@ def main() -> int:
             {"builds": found},
         )
     with tempfile.TemporaryDirectory() as folder:
-        facts = throughput(*((640, 1) if given.quick else (1024, 6)), given.peer, Path(folder))
+        facts = throughput(*((512, 1) if given.quick else (1024, 6)), given.peer, Path(folder))
     value, bound = max(facts["build"]), max(facts["client"])
     details = {"latency_s": LATENCY_S, "in_flight": IN_FLIGHT, **facts}
     return _print("synthesis", value, "calls/s", bound, ">= 0.9 of the bare loop", value >= 0.9 * bound, details)
