@@ -63,6 +63,7 @@ def test_a_build_killed_at_any_instant_goes_on_as_if_nothing_had_happened(finish
     assert max(repeated) <= settings["run"]["rows_in_flight"]
     assert len(server.requests) == len(undisturbed) + sum(repeated)
     assert set(map(call_of, server.requests)) == set(map(call_of, undisturbed))
+    print(f"{KILLS} kills: {len(undisturbed)} calls undisturbed, {sum(repeated)} asked twice")
 
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(finished, seed_file, tmp_path):

@@ -15,8 +15,8 @@ _EXAMPLE = "reviewer: NAME\ndate: 2026-01-31\ncategories:\n  privacy: true\n  we
 WARNING = """# Warning: this folder holds red-team conversations
 
 Some rows (kind `red_team`) are written so that an assistant fails: they ask for harmful things by way of framings and
-escalation, and a fixed model's harmful replies to them are stored with the candidates. They exist to teach and to test
-refusal. Do not publish them without the review that your organisation asks for, do not train a model to write them, and
+escalation. They exist to teach and to test refusal. The journals of an unfinished build also hold what a fixed model
+replied to them. Do not publish them without the review that your organisation asks for, do not train a model to write them, and
 keep them away from people who did not choose to read them. `verl-steer synth show` prints none of them unless asked to.
 
 Reviewed by {reviewer} on {date}; categories that attacks were written for: {categories}.
