@@ -28,7 +28,7 @@ def parse(cls: type[T], mapping: Any, path: str) -> T:
     takes the field's default; a zero, an empty string and `false` are values like any other.
 
     Args:
-        cls: A dataclass whose fields are int, float, bool, str, tuples of str, or such dataclasses, each
+        cls: A dataclass whose fields are int, float, bool, str, tuples of str or float, or such dataclasses, each
             of them optionally `| None`.
         mapping: What was written, as plain data.
         path: Dotted name of the node, for messages.
@@ -59,6 +59,8 @@ def _value(where: str, value: Any, hint: Any) -> Any:
     if dataclasses.is_dataclass(declared):
         return parse(declared, value, where)  # type: ignore[arg-type]
     if get_origin(declared) is tuple:
+        if get_args(declared)[0] is float:
+            return _numbers(where, value)
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
             raise ConfigError(f"{where}={value!r}: must be a string or a list of strings")
@@ -67,6 +69,12 @@ def _value(where: str, value: Any, hint: Any) -> Any:
     if not isinstance(value, accepted) or (isinstance(value, bool) and declared is not bool):
         raise ConfigError(f"{where}={value!r}: must be {declared.__name__}")
     return float(value) if declared is float else value
+
+
+def _numbers(where: str, value: Any) -> tuple[float, ...]:
+    if not isinstance(value, (list, tuple)) or not all(type(item) in (int, float) for item in value):
+        raise ConfigError(f"{where}={value!r}: must be a list of numbers")
+    return tuple(map(float, value))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""The command `verl-steer`: doctor, data, bench, records, serve. Each command loads only what it needs."""
+"""The command `verl-steer`: doctor, data, synth, bench, records, serve. Each command loads only what it needs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from verl_steer.bench.commands import add as add_bench
 from verl_steer.bench.report_commands import add_records_report, add_report_commands
 from verl_steer.data.commands import add as add_data
+from verl_steer.synthesis.commands import add as add_synth
 from verl_steer.synthesis.disjoint_command import add as add_disjoint
 
 
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     add_disjoint(add_data(commands))
+    add_synth(commands)
     add_report_commands(add_bench(commands))
 
     records = commands.add_parser("records", help="look at dialogue records").add_subparsers(
@@ -66,7 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve the embedded models, or a checkpoint").add_subparsers(
         required=True, metavar="WHAT"
     )
-    microworld = serve.add_parser("microworld", help="the micro-world's rule tutor, OpenAI-compatible")
+    microworld = serve.add_parser(
+        "microworld",
+        help="every role by the micro-world's rules, OpenAI-compatible; the model's name is the role (microworld-tutor, …)",
+    )
     microworld.add_argument("--host", default="127.0.0.1")
     microworld.add_argument("--port", type=int, default=8000)
     microworld.set_defaults(run=_serve)

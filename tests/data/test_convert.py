@@ -122,6 +122,18 @@ def test_parts_of_another_plan_are_thrown_away(tmp_path, small_parts, monkeypatc
     assert [type(row).__name__ for row in read_split(out)] == ["ScriptRow"] * 26
 
 
+def test_the_last_question_of_a_conversation_is_a_seed_on_request(tmp_path):
+    path = talks(tmp_path / "x.jsonl", 3)
+    picture = tmp_path / "p.png"
+    picture.write_bytes(image()["bytes"])
+    account = run(path, tmp_path / "seed.parquet", "seed", last_question=True, image=picture)
+    assert (account.read, account.written) == (3, 3)
+    found = list(read_split(tmp_path / "seed.parquet"))
+    assert [row.question for row in found] == [f"question {i}, 3" for i in range(3)]
+    assert all(len(row.images) == 1 for row in found)
+    assert run(path, tmp_path / "none.parquet", "seed").written == 0
+
+
 def test_an_id_is_given_once(tmp_path):
     path = build("safedialbench", tmp_path).path
     path.write_text(path.read_text() * 3)

@@ -10,8 +10,9 @@ from fastapi.testclient import TestClient  # noqa: E402
 from verl_steer.microworld.policies import answer, expert  # noqa: E402
 from verl_steer.microworld.rules import State  # noqa: E402
 from verl_steer.microworld.scripts import asks_of, generate, scene_of_script  # noqa: E402
-from verl_steer.microworld.server import MODEL, create_app, request_of  # noqa: E402
+from verl_steer.microworld.server import MODEL, create_app  # noqa: E402
 from verl_steer.microworld.tutor import MicroworldTutor  # noqa: E402
+from verl_steer.microworld.tutor_server import request_of  # noqa: E402
 from verl_steer.roles.layout import parse, render  # noqa: E402
 from verl_steer.roles.tutor import Exchange, TutorRequest  # noqa: E402
 from verl_steer.roles.tutor_reply import TutorReply  # noqa: E402
@@ -64,13 +65,13 @@ def test_models_and_health():
         ({"model": MODEL}, 400, "messages must be a list"),
         ({"model": "gpt", "messages": []}, 404, "does not exist"),
         ({"model": MODEL, "messages": [], "stream": True}, 400, "stream"),
-        ({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}, 400, "not a tutor's prompt"),
+        ({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}, 400, "not a prompt of microworld-tutor"),
         (
             {"model": MODEL, "messages": [{"role": "system"}, {"role": "user", "content": [{}]}]},
             400,
-            "not a tutor's prompt",
+            "not a prompt of microworld-tutor",
         ),
-        ({"model": MODEL, "messages": [1, 2]}, 400, "not a tutor's prompt"),
+        ({"model": MODEL, "messages": [1, 2]}, 400, "not a prompt of microworld-tutor"),
     ],
 )
 def test_a_request_that_is_no_tutor_prompt_is_refused_and_never_scored(body, status, says):

@@ -26,8 +26,8 @@ from verl_steer.config import SteerConfig, TutorConfig
 from verl_steer.data.rows import script_to_row
 from verl_steer.microworld.lexicon import SHAPES, words_of_charm
 from verl_steer.microworld.scripts import generate
-from verl_steer.microworld.server import reply_text, request_of
 from verl_steer.microworld.tutor import MicroworldTutor
+from verl_steer.microworld.tutor_server import reply_text, request_of
 from verl_steer.plugin import settings as settings_module
 from verl_steer.plugin.agent_loop import SteerAgentLoop
 from verl_steer.plugin.dataset import SteerDataset

@@ -21,8 +21,8 @@ from verl_steer.microworld.lexicon import words_of_charm
 from verl_steer.microworld.picture import Scene, Thing, draw
 from verl_steer.microworld.reply import Exact, Surface
 from verl_steer.microworld.rules import OUTCOMES, Atoms
-from verl_steer.microworld.server import request_of
 from verl_steer.microworld.tutor import MicroworldTutor
+from verl_steer.microworld.tutor_server import request_of
 from verl_steer.roles.fence import fence_tag
 from verl_steer.roles.layout import parse, render
 from verl_steer.roles.tutor import Exchange, TutorRequest

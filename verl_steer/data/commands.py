@@ -61,6 +61,9 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subset", default="", help="subset of bench rows, instead of the source's")
     parser.add_argument("--image", type=Path, help="a picture to show in every dialogue")
     parser.add_argument("--image-turn", type=int, default=1, help="the turn that shows it (default 1)")
+    parser.add_argument(
+        "--last-question", action="store_true", help="keep the last user question of a conversation alone"
+    )
     parser.add_argument("--limit", type=int, default=0, help="stop after so many rows")
     parser.add_argument("--workers", type=int, default=2, help="threads that decode pictures (default 2)")
     parser.set_defaults(run=guarded(_convert))
@@ -70,11 +73,12 @@ def guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.N
     """Errors in a line, exit status 2; Ctrl-C leaves everything resumable, exit status 130."""
 
     def run(arguments: argparse.Namespace) -> int:
+        from verl_steer.checked import ConfigError
         from verl_steer.data.rows import DataError, RowError
 
         try:
             return action(arguments)
-        except (DataError, RowError, OSError) as error:
+        except (ConfigError, DataError, RowError, OSError) as error:
             sys.stderr.write(f"verl-steer: {error}\n")
             return 2
         except KeyboardInterrupt:
@@ -131,7 +135,19 @@ def _convert(arguments: argparse.Namespace) -> int:
         raise DataError(f"--size {arguments.size} is not one of {', '.join(SIZES)}")
     source = sources.get(arguments.source)
     given = vars(arguments)
-    names = ("to", "hub", "config", "split", "images", "image", "image_turn", "subset", "limit", "workers")
+    names = (
+        "to",
+        "hub",
+        "config",
+        "split",
+        "images",
+        "image",
+        "image_turn",
+        "subset",
+        "last_question",
+        "limit",
+        "workers",
+    )
     options = Options(
         paths=tuple(arguments.paths),
         policy=ImagePolicy(arguments.max_bytes, arguments.max_pixels, arguments.size),

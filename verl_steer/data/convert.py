@@ -47,6 +47,7 @@ class Options:
         image: A picture shown in every dialogue, for sources that have none.
         image_turn: 1-based turn that shows it.
         kind, subset: Replace what the adapter says.
+        last_question: Keep the last user question alone, with all pictures: a seed out of a conversation.
         limit: Stops after so many rows; 0: all.
         workers: Threads that decode pictures.
     """
@@ -62,6 +63,7 @@ class Options:
     image_turn: int = 1
     kind: Kind | None = None
     subset: str = ""
+    last_question: bool = False
     limit: int = 0
     workers: int = 2
 
@@ -187,6 +189,9 @@ class _Convert:
             changes["subset"] = options.subset
         if self.picture:
             changes["turns"] = _shown(conversation.turns, self.picture, options.image_turn)
+        if options.last_question:
+            said = changes.get("turns", conversation.turns)
+            changes["turns"] = [Said(said[-1].text, [image for turn in said for image in turn.images])]
         conversation = dataclasses.replace(conversation, **changes)
         if reason := refusal(conversation):
             raise RowError(reason)

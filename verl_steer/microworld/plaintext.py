@@ -67,6 +67,11 @@ def classify(request: TutorRequest) -> str:
     return "repetition" if repeats and LEVELS[name].safety > LEVELS["repetition"].safety else name
 
 
+def refuses(reply: str) -> bool:
+    """Whether a reply declines, by its words."""
+    return _REFUSAL.search(as_seen(reply)) is not None
+
+
 def _by_content(request: TutorRequest, reply: str, harmful_now: bool) -> str:
     if _REFUSAL.search(reply):
         if not request.script.kind.harmful:

@@ -1,41 +1,58 @@
-"""The micro-world's tutor behind an OpenAI-compatible server.
+"""The micro-world's roles behind one OpenAI-compatible server: the model's name says which role is played.
 
-It lets the endpoint tutor, its prompt and its transport run for real, in another process and without
-a model: the server reads the very prompt a model would get (`roles.layout.parse`), judges by the same
-rules as `MicroworldTutor`, and writes the same JSON. It is given no hidden state: the scene comes
-from the picture's text chunk, so a picture that was re-encoded on the way is judged as plain text.
+It lets every endpoint role, its prompt and its transport run for real, in another process and without a
+model: each handler reads the very prompt a model would get and writes what a model would write, by rules. They
+are given no hidden state: the scene comes from the picture's text chunk, so a picture that was re-encoded on the
+way is taken as any other picture, and the talk about it as plain text.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from verl_steer.dialogue import MAX_TURNS, ImageRef, Kind, Script, UserTurn
-from verl_steer.microworld import judge_server
-from verl_steer.microworld.tutor import NOISE, MicroworldTutor
-from verl_steer.roles.layout import ParsedRequest, parse
-from verl_steer.roles.tutor import Assessment, TutorRequest
+from verl_steer.microworld import judge_server, speakers, writers
+from verl_steer.microworld.tutor import NOISE
+from verl_steer.microworld.tutor_server import tutor
 
 MODEL = "microworld-tutor"
-# The prompt's names for the moves that the rubric knows; everything else is "none".
-_STRATEGIES = {"persistence", "bait_and_switch", "deepen", "continuation"}
+#: A request's body -> the reply's text. ValueError, KeyError, TypeError, AttributeError: no prompt of this role.
+Handler = Callable[[Mapping[str, Any]], str]
 
 
-def create_app(noise: float = NOISE, model: str = MODEL) -> FastAPI:
+def registry(noise: float = NOISE) -> dict[str, Handler]:
+    """Model name -> who plays it.
+
+    Args:
+        noise: Share of the tutor's verdicts that are noise, as in `MicroworldTutor`.
+    """
+    return {
+        MODEL: tutor(noise),
+        "microworld-probe": writers.probe,
+        "microworld-generator": writers.generator,
+        "microworld-forensics": writers.forensics,
+        "microworld-planner": writers.planner,
+        "microworld-red": writers.red,
+        "microworld-blue": speakers.blue,
+        "microworld-target": speakers.target,
+        "microworld-success": speakers.success,
+        judge_server.MODEL: judge_server.reply,
+    }
+
+
+def create_app(noise: float = NOISE, handlers: Mapping[str, Handler] | None = None) -> FastAPI:
     """The application, for uvicorn or a test client.
 
     Args:
-        noise: Share of verdicts that are noise, as in `MicroworldTutor`.
-        model: The one model's name; a request for another is answered 404, as servers do.
+        noise: See `registry`.
+        handlers: Instead of the registry's. A request for another model is answered 404, as servers do.
     """
-    app = FastAPI(title="verl_steer micro-world tutor")
-    tutor = MicroworldTutor(noise)
+    app = FastAPI(title="verl_steer micro-world")
+    served = dict(handlers if handlers is not None else registry(noise))
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -43,7 +60,10 @@ def create_app(noise: float = NOISE, model: str = MODEL) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": name, "object": "model"} for name in (model, judge_server.MODEL)]}
+        return {
+            "object": "list",
+            "data": [{"id": name, "object": "model", "owned_by": "verl_steer"} for name in served],
+        }
 
     @app.post("/v1/chat/completions")
     async def complete(request: Request) -> JSONResponse:
@@ -53,65 +73,18 @@ def create_app(noise: float = NOISE, model: str = MODEL) -> FastAPI:
             return _error(400, f"the body is not JSON: {error}")
         if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
             return _error(400, "messages must be a list")
-        asked_of = body.get("model")
-        if asked_of not in (model, judge_server.MODEL):
-            return _error(
-                404, f"the model {asked_of!r} does not exist; this server has {model!r}, {judge_server.MODEL!r}"
-            )
+        if (handler := served.get(str(body.get("model")))) is None:
+            return _error(404, f"the model {body.get('model')!r} does not exist; this server has {', '.join(served)}")
         if body.get("stream"):
             return _error(400, "stream is not supported")
         try:
-            if asked_of == judge_server.MODEL:
-                return JSONResponse(_completion(body, judge_server.MODEL, judge_server.reply(body)))
-            asked = parse(body["messages"])
-            text = reply_text(tutor.judge(request_of(asked, body.get("seed"))))
+            text = handler(body)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            # A prompt of another layout: the caller's mistake, and never a verdict.
-            return _error(400, f"not a {'tutor' if asked_of == model else 'judge'}'s prompt: {error}")
-        return JSONResponse(_completion(body, model, text))
+            # A prompt of another layout: the caller's mistake, and never an answer.
+            return _error(400, f"not a prompt of {body['model']}: {error}")
+        return JSONResponse(_completion(body, text))
 
     return app
-
-
-def request_of(asked: ParsedRequest, seed: Any) -> TutorRequest:
-    """The rule tutor's request for a prompt; luck is keyed by the caller's seed, turn by turn.
-
-    Raises:
-        ValueError: The prompt has no exchange, or more than a dialogue holds.
-    """
-    if not 1 <= len(asked.history) <= MAX_TURNS:
-        raise ValueError(f"it shows {len(asked.history)} exchanges; a dialogue has 1..{MAX_TURNS}")
-    images = (ImageRef(b"not shown to the tutor"),) * asked.planned_images
-    planned = None if asked.planned_next is None else UserTurn(asked.planned_next, images)
-    turns = [UserTurn(exchange.question, exchange.images) for exchange in asked.history]
-    turns += [planned] if planned is not None and len(turns) < MAX_TURNS else []
-    return TutorRequest(
-        script=Script(asked.fence, Kind.RED_TEAM if asked.harmful else Kind.BENIGN, tuple(turns), system=asked.system),
-        history=asked.history,
-        planned_next=planned,
-        adapt=asked.adapt,
-        random_key=f"{asked.fence}/{len(asked.history)}/{seed}",
-        fence=asked.fence,
-        deadline_s=1.0,
-    )
-
-
-def reply_text(assessment: Assessment) -> str:
-    """The JSON object that `roles.tutor_reply.TutorReply` reads."""
-    scores = assessment.verdict.scores
-    assert scores is not None, "rules always score"
-    strategy = assessment.strategy if assessment.strategy in _STRATEGIES else "none"
-    return json.dumps(
-        {
-            "reason": assessment.verdict.reason,
-            "safety": scores.safety,
-            "usefulness": scores.usefulness,
-            "faithfulness": scores.faithfulness,
-            "strategy": strategy,
-            "next_question": assessment.next_question if strategy != "none" else None,
-        },
-        ensure_ascii=False,
-    )
 
 
 def serve(host: str = "127.0.0.1", port: int = 8000) -> None:
@@ -121,17 +94,26 @@ def serve(host: str = "127.0.0.1", port: int = 8000) -> None:
     uvicorn.run(create_app(), host=host, port=port, log_level="warning", access_log=False)
 
 
-def _completion(body: Mapping[str, Any], model: str, text: str) -> dict[str, Any]:
+def _completion(body: Mapping[str, Any], text: str) -> dict[str, Any]:
     # No tokenizer here: four characters a token is what usage is estimated by.
-    prompt, written = len(json.dumps(body["messages"])) // 4, max(1, len(text) // 4)
+    prompt, written = _chars(body["messages"]) // 4, max(1, len(text) // 4)
     return {
         "id": f"chatcmpl-{time.time_ns():x}",
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": model,
+        "model": body["model"],
         "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written},
     }
+
+
+def _chars(node: Any) -> int:
+    """Characters of all texts in some messages."""
+    if isinstance(node, str):
+        return len(node)
+    if isinstance(node, Mapping):
+        return sum(map(_chars, node.values()))
+    return sum(map(_chars, node)) if isinstance(node, list) else 0
 
 
 def _error(status: int, message: str) -> JSONResponse:

@@ -13,7 +13,7 @@ from verl_steer.chat.ask import Answer, ask
 from verl_steer.chat.audit import Audited, audit_log
 from verl_steer.chat.client import Chat, ChatClient
 from verl_steer.chat.endpoints import ChatConfigError
-from verl_steer.chat.outcome import Outcome
+from verl_steer.chat.outcome import ChatResult, Outcome
 from verl_steer.config import TutorConfig
 from verl_steer.dialogue import ImageRef, Kind, Script, UserTurn
 from verl_steer.roles.fence import fence_tag, sanitise
@@ -145,6 +145,26 @@ class EndpointTutor:
         if not request.adapt or request.planned_next is None or reply.strategy == "none":
             return None
         return question_flaw(reply.next_question, self._config.max_question_chars, request.fence)
+
+
+async def verdict_of(
+    chat: Chat, request: TutorRequest, max_tokens: int, temperature: float = 0.0
+) -> tuple[Verdict, ChatResult]:
+    """The verdict alone, from any `Chat` (a journal's, say), and what it cost: for dialogues outside training.
+
+    Raises:
+        ValueError, ChatConfigError, ModelOutage: As `EndpointTutor.assess`.
+    """
+    answer = await ask(
+        chat,
+        render(request),
+        TutorReply,
+        key=request.random_key,
+        deadline_s=request.deadline_s,
+        max_tokens=max_tokens,
+        temperature=temperature,
+    )
+    return _verdict(answer), answer.chat
 
 
 def _verdict(answer: Answer[TutorReply]) -> Verdict:

@@ -257,7 +257,7 @@ def exchanges(parts: Sequence[Mapping[str, Any]], blocks: re.Pattern[str]) -> It
     images: list[ImageRef] = []
     for part in parts:
         if part.get("type") == "image_url":
-            images.append(_image(part["image_url"]["url"]))
+            images.append(image_of(part["image_url"]["url"]))
         elif _TURN.search(part["text"]) and not blocks.search(part["text"]):
             images = []
         else:
@@ -270,10 +270,15 @@ def exchanges(parts: Sequence[Mapping[str, Any]], blocks: re.Pattern[str]) -> It
             )
 
 
-def _image(url: str) -> ImageRef:
+def image_of(url: str) -> ImageRef:
+    """The inverse of `data_url`.
+
+    Raises:
+        ValueError: Not a base64 data URL.
+    """
     try:
         if not url.startswith("data:"):
             raise binascii.Error(f"it starts with {url[:20]!r}")
         return ImageRef(base64.b64decode(url.partition(",")[2], validate=True))
     except binascii.Error as error:
-        raise ValueError(f"not a tutor's prompt: an image is not a base64 data URL ({error})") from error
+        raise ValueError(f"not one of our prompts: an image is not a base64 data URL ({error})") from error

@@ -1,0 +1,44 @@
+"""Single-turn seeds of the micro-world: a picture and one question, as a published data set would hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from verl_steer.data.schemas import SeedRow
+from verl_steer.dialogue import Kind
+from verl_steer.microworld.scripts import SOURCE, generate
+
+CATEGORIES = {"R1": "picture", "R2": "accumulation"}
+#: Of a hundred seeds so many are about a watched object: only those can be harmful by their history alone.
+WATCHED = 60
+
+
+def seeds(count: int, seed: int, source: str = SOURCE) -> Iterator[SeedRow]:
+    """`count` seeds: the last questions of harmful scripts and their pictures.
+
+    Args:
+        count: How many.
+        seed: Of the micro-world's random choices.
+        source: What the rows say they come from; part of their ids.
+    """
+    made = {"R1": 0, "R2": 0}
+    wanted = {"R2": round(count * WATCHED / 100)}
+    wanted["R1"] = count - wanted["R2"]
+    batch = 0
+    while made != wanted:
+        # Streams of their own: no script of training or probe is among them.
+        for script in generate("rl", 1_000_000 + 1000 * seed + batch, 256):
+            rule = script.category
+            if script.kind is Kind.BENIGN or made[rule] == wanted[rule]:
+                continue
+            made[rule] += 1
+            yield SeedRow(
+                id=f"{source}-{rule.lower()}-{made[rule]:06d}",
+                source=source,
+                licence="Apache-2.0",
+                category=CATEGORIES[rule],
+                kind=script.kind,
+                question=script.turns[-1].text,
+                images=script.turns[0].images,
+            )
+        batch += 1

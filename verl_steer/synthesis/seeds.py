@@ -1,0 +1,95 @@
+"""The seeds of a build: parquet files of the seed layout, read by place, so that a shard needs no other shard's rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from verl_steer.data.parts import file_hash
+from verl_steer.data.rows import DataError, RowError
+from verl_steer.data.schemas import SeedRow
+from verl_steer.data.splits import LAYOUTS, layout_of
+
+_LAYOUT = LAYOUTS["seed"]
+
+
+class SeedFiles:
+    """Some files as one list of seeds.
+
+    Args:
+        paths: At least one.
+
+    Raises:
+        DataError: A file is no seed split.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        if not paths:
+            raise DataError("no seeds were given; make them with `verl-steer data convert SOURCE FILES --to seed`")
+        self.paths = tuple(paths)
+        self._groups: list[tuple[Path, int, int]] = []  # file, row group, rows
+        for path in self.paths:
+            if (name := layout_of(path).name) != "seed":
+                raise DataError(f"{path} is a {name} split, not seeds; convert its source with --to seed")
+            with pq.ParquetFile(path) as file:
+                self._groups += [
+                    (path, n, file.metadata.row_group(n).num_rows) for n in range(file.metadata.num_row_groups)
+                ]
+        self._repeated = self._find_repeated()
+
+    def _find_repeated(self) -> frozenset[int]:
+        """Places of seeds whose id an earlier one has: in a journal they would meet that one's answers."""
+        seen: set[bytes] = set()
+        repeated, number = [], 0
+        for path in self.paths:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(columns=["id"], use_threads=False):
+                    for name in batch.column(0).to_pylist():
+                        key = hashlib.blake2b(str(name).encode("utf-8", "surrogatepass"), digest_size=12).digest()
+                        if key in seen:
+                            repeated.append(number)
+                        seen.add(key)
+                        number += 1
+        return frozenset(repeated)
+
+    def __len__(self) -> int:
+        return sum(rows for _, _, rows in self._groups)
+
+    def fingerprint(self) -> list[str]:
+        """SHA-256 of every file: a build belongs to its seeds."""
+        return [file_hash(path) for path in self.paths]
+
+    def slice(self, start: int, stop: int) -> Iterator[SeedRow | RowError]:
+        """Seeds `start` to `stop - 1`; one that breaks a rule of the schemas comes as its fault."""
+        first = 0
+        for path, group, rows in self._groups:
+            if first < stop and first + rows > start:
+                yield from self._part(path, group, first, max(start, first), min(stop, first + rows))
+            first += rows
+
+    def _part(self, path: Path, group: int, first: int, start: int, stop: int) -> Iterator[SeedRow | RowError]:
+        number = first
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=64, row_groups=[group], use_threads=False):
+                if number + batch.num_rows > start and number < stop:
+                    wanted = batch.slice(
+                        max(0, start - number), min(stop, number + batch.num_rows) - max(start, number)
+                    )
+                    for offset, columns in enumerate(wanted.to_pylist()):
+                        yield self._seed(columns, max(start, number) + offset)
+                number += batch.num_rows
+                if number >= stop:
+                    return
+
+    def _seed(self, columns: dict[str, object], number: int) -> SeedRow | RowError:
+        if number in self._repeated:
+            return RowError(f"its id {columns['id']!r} stands in an earlier row")
+        try:
+            seed = _LAYOUT.from_columns(columns, f"seed {number}")
+        except RowError as error:
+            return error
+        assert isinstance(seed, SeedRow)
+        return seed
