@@ -8,6 +8,7 @@ import sys
 import time
 
 from bench_worlds import bench, expert_model, world_bench
+from interrupts import hear_ctrl_c
 
 import verl_steer
 from verl_steer.bench import files
@@ -33,6 +34,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": root},
+            preexec_fn=hear_ctrl_c,
         )
         until = time.monotonic() + 60
         while len(server.requests) < 12 and time.monotonic() < until:
