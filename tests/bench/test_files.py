@@ -84,6 +84,26 @@ def test_a_torn_last_line_is_cut_off_and_a_damaged_one_is_named(tmp_path):
         Lines(path, files.Played)
 
 
+def test_a_row_that_is_played_again_counts_once_and_its_last_line_stands(tmp_path):
+    """A rerun that was stopped before it could put the new lines in the place of the old ones."""
+    failed = [played(n, status="failed", why="no reply", turns=()) for n in (0, 1)]
+    rejected = played(0, id="row 1", status="rejected", why="no picture", turns=())
+    lines = Lines(tmp_path / files.DIALOGUES, files.Played)
+    for line in (*failed, rejected, played(1), rejected, played(0, id="row 1")):
+        lines.append(line)
+    lines.close()
+    found = files.read_dialogues(tmp_path)
+    assert found == [failed[0], played(1), rejected, played(0, id="row 1")]
+    for rows, whole in ((4, True), (5, False)):
+        bench = files.BenchFile(file="bench.parquet", sha256="0" * 64, rows=rows)
+        files.write_run(tmp_path, run().model_copy(update={"bench": bench}))
+        if whole:
+            assert files.read_finished(tmp_path)[1] == found
+        else:
+            with pytest.raises(BenchError, match="holds 4 of 5 dialogues: repeat its `bench run` command first"):
+                files.read_finished(tmp_path)
+
+
 def test_two_processes_do_not_write_one_file(tmp_path):
     lines = Lines(tmp_path / "a.jsonl", files.Judged)
     with pytest.raises(BenchError, match="another process"):

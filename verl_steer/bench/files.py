@@ -108,7 +108,7 @@ class Played(_Line):
     Attributes:
         id: Of the bench row; "row N" (0-based) where a rejected one has none of its own.
         cluster: What dialogues share that are not independent: `meta.cluster`, else `meta.template` × first picture,
-            else `meta.pair`, else `meta.source_id`, else the row's own id.
+            else `meta.pair`, else `meta.seed_id`, else `meta.source_id`, else the row's own id.
         pair: `meta.pair` of twins, or null.
         planned_turns: User turns of the script; 0 for a rejected row.
         status: done; failed: the model gave no reply at some turn; rejected: the row could not be played.
@@ -210,12 +210,30 @@ def write_run(folder: Path, run: Run) -> None:
 
 
 def read_dialogues(folder: Path) -> list[Played]:
-    """All dialogues, in the bench file's order once the run is complete.
+    """All dialogues, in the bench file's order once the run is complete; of a row's several lines the last one counts.
+
+    A run that goes on adds a line for each row that had failed or was rejected, and is perhaps stopped before it takes
+    the old ones away. A rejected row without an id has a made-up one, which another row may really have.
 
     Raises:
         BenchError: The file is missing or a line is damaged; it names file and line.
     """
-    return read_lines(folder / DIALOGUES, Played)
+    lines = read_lines(folder / DIALOGUES, Played)
+    return list({(line.id, line.status == "rejected"): line for line in lines}.values())
+
+
+def read_finished(folder: Path) -> tuple[Run, list[Played]]:
+    """A run and all its dialogues.
+
+    Raises:
+        BenchError: It is not finished, or a file is missing or damaged.
+    """
+    run, dialogues = read_run(folder), read_dialogues(folder)
+    if len(dialogues) < run.bench.rows:
+        raise BenchError(
+            f"{folder} holds {len(dialogues)} of {run.bench.rows} dialogues: repeat its `bench run` command first"
+        )
+    return run, dialogues
 
 
 def judges_of(folder: Path) -> list[str]:
