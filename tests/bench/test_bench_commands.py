@@ -117,6 +117,19 @@ def _timeless(dialogue):
     return tuple(turn.model_copy(update={"latency_s": 0.0}) for turn in dialogue.turns)
 
 
+def test_pictures_that_have_gone_or_are_damaged_come_back_with_the_same_command(world, tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ["run", world, "--out", out, "--policy", "refuse"]
+    assert bench(*command) == 0
+    first, second = (files.image_path(out, files.read_dialogues(out)[n].images[0][0]) for n in (0, 1))
+    first.unlink()
+    assert bench("judge", out, "--judge", "microworld-oracle") == 2
+    assert "run `bench run` again, it writes what is missing" in capsys.readouterr().err
+    assert bench(*command) == 0
+    assert first.is_file() and second.is_file()
+    assert bench("judge", out, "--judge", "microworld-oracle") == 0
+
+
 def test_a_folder_holds_one_run(played, world, capsys):
     with serve(expert_model(), ["expert"]) as server:
         command = ["run", world, "--out", played, "--url", server.base_url, "--model", "expert", "--seed", "1"]
@@ -293,6 +306,11 @@ def test_what_cannot_be_run_is_said_before_anything_is_asked(world, tmp_path, pl
         "run", world, *out, "--policy", "refuse", "--mode", "adaptive", "--attacker", "x"
     )
     assert "needs --url" in said("judge", played, "--judge", "someone")
+    rules = ("judge", played, "--judge", "microworld-oracle")
+    assert "--concurrency 0: give 1 or more" in said(*rules, "--concurrency", "0")
+    assert "--timeout nan: give a number of seconds above 0" in said(*rules, "--timeout", "nan")
+    assert "--canary-attacks -1: give 0 or more" in said(*rules, "--canary-attacks", "-1")
+    assert "--temperature -1.0: give 0" in said("run", world, *out, "--policy", "refuse", "--temperature", "-1")
     assert "holds no run.json" in said("judge", tmp_path, "--judge", "microworld-oracle")
     assert "has given no verdicts" in said("agreement", played, "a", "b")
     with serve(expert_model(), ["expert"], api_key="secret") as server:
@@ -332,7 +350,14 @@ def test_clusters_join_what_is_not_independent(tmp_path):
     from verl_steer.data.splits import LAYOUTS, table
 
     picture = ImageRef(png())
-    metas = [{}, {"source_id": 7}, {"pair": "p"}, {"template": "t4", "pair": "p"}, {"cluster": "c", "template": "t4"}]
+    metas = [
+        {},
+        {"source_id": 7},
+        {"seed_id": "s", "source_id": 7},
+        {"pair": "p", "seed_id": "s"},
+        {"template": "t4", "pair": "p"},
+        {"cluster": "c", "template": "t4"},
+    ]
     rows = [
         BenchRow(
             id=str(n),
@@ -347,5 +372,5 @@ def test_clusters_join_what_is_not_independent(tmp_path):
     path = tmp_path / "bench.parquet"
     pq.write_table(table(LAYOUTS["bench"], rows), path)
     found = [item for item in items(path) if isinstance(item, Item)]
-    assert [item.cluster for item in found] == ["0", "7", "p", f"t4 × {picture.sha256[:12]}", "c"]
-    assert [item.pair for item in found] == [None, None, "p", "p", None]
+    assert [item.cluster for item in found] == ["0", "7", "s", "p", f"t4 × {picture.sha256[:12]}", "c"]
+    assert [item.pair for item in found] == [None, None, None, "p", "p", None]

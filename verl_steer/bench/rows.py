@@ -111,11 +111,12 @@ def _item(row: AnyRow | RowError, preset: str) -> Item:
 
 
 def _cluster(row: ScriptRow) -> str:
-    """What rows share that are no independent draws: twins, a template with a picture, a question of the source."""
+    """What rows share that are no independent draws: twins, a template with a picture, a seed of `synth build` (it has up
+    to three scripts), a question of the source."""
     meta = row.meta
     if meta.get("cluster") is not None:
         return str(meta["cluster"])
     if meta.get("template") is not None:
         shown = next((image.sha256[:12] for turn in row.turns for image in turn.images), "no picture")
         return f"{meta['template']} × {shown}"
-    return str(next((meta[name] for name in ("pair", "source_id") if meta.get(name) is not None), row.id))
+    return str(next((meta[name] for name in ("pair", "seed_id", "source_id") if meta.get(name) is not None), row.id))
