@@ -1,5 +1,6 @@
 """`verl-steer synth`: one command from seeds to splits; what is dangerous is not printed unasked."""
 
+import dataclasses
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from verl_steer.data.splits import read_split
 from verl_steer.dialogue import Kind
 from verl_steer.microworld.seeds import seeds
 from verl_steer.synthesis.shards import Shards
+from verl_steer.synthesis.show import describe
 
 SELECTION = {"sft": {"size": 12}, "rl": {"size": 4}, "bench": {"size": 6}, "allow_short": True}
 
@@ -95,6 +97,15 @@ def test_show_prints_a_candidate_and_red_team_text_only_if_asked(world, capsys):
     assert f"{ended.id}: filtered: attack_failed" in capsys.readouterr().out
     assert main(["synth", "show", str(world / "out"), "nobody"]) == 2
     assert "no branch 'nobody'" in capsys.readouterr().err
+
+
+def test_nothing_that_a_model_or_a_data_set_wrote_reaches_the_terminal_as_a_command(world, capsys):
+    shards = Shards.look(world / "out")
+    candidate = next(c for c in shards.candidates() if c.script.kind is Kind.BENIGN)
+    odd = candidate.script.model_copy(update={"id": "a\x1b[2Jb", "category": "c\x9b8md"})
+    shown = describe(dataclasses.replace(candidate, script=odd))
+    assert shown.startswith("ab: benign, ") and "category cd\n" in shown
+    assert all(c.isprintable() or c == "\n" for c in shown)
 
 
 def test_without_a_review_nothing_is_written(tmp_path, capsys):

@@ -127,7 +127,7 @@ class Shards:
     def account(self, number: int) -> Account | None:
         """The account of a shard, if it is done."""
         path = self._done / f"{number:05d}.json"
-        if not path.is_file():
+        if not _whole(path):
             return None
         return Account.from_json(json.loads(path.read_text(encoding="utf-8"))["account"])
 
@@ -155,6 +155,8 @@ class Shards:
     def reopen_failed(self) -> int:
         """Takes back the shards that have failures worth another try; their journals hold what was answered."""
         found = [path for path in self._accounts() if self._stored(path)["account"]["transient"]]
+        if found:
+            (self.out / "account.json").unlink(missing_ok=True)  # of a whole that it will not be again for a while
         for path in found:
             path.unlink()
         return len(found)
@@ -192,18 +194,23 @@ class Shards:
         """Answers in the journals of shards under way."""
         found = 0
         for path in self._journals.glob("*.jsonl"):
-            if not (self._done / f"{path.stem}.json").is_file():
+            if not _whole(self._done / f"{path.stem}.json"):
                 with path.open("rb") as lines:
                     found += sum(1 for _ in lines)
         return found
 
     def _accounts(self) -> list[Path]:
-        return sorted(self._done.glob("*.json"))
+        return sorted(filter(_whole, self._done.glob("*.json")))
 
     @staticmethod
     def _stored(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
+
+
+def _whole(account: Path) -> bool:
+    """Whether a shard is done: its account is there, and the candidates that it speaks of."""
+    return account.is_file() and account.with_suffix(".parquet").is_file()
 
 
 def _differs(old: dict[str, Any], new: dict[str, Any]) -> str:
