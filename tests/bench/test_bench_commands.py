@@ -130,6 +130,19 @@ def test_pictures_that_have_gone_or_are_damaged_come_back_with_the_same_command(
     assert bench("judge", out, "--judge", "microworld-oracle") == 0
 
 
+def test_what_a_server_says_is_told_in_a_line_that_no_terminal_obeys(world, tmp_path, capsys):
+    def broken(body):
+        return Wire(json.dumps({"error": {"message": "no \x1b[2Jroom\x9b8m\nat all"}}).encode(), 400)
+
+    with serve(broken, ["m"]) as server:
+        command = ["run", world, "--out", tmp_path / "run", "--url", server.base_url, "--model", "m"]
+        assert bench(*command, "--attempts", "1") == 1
+    said = capsys.readouterr()
+    assert "6 rows in = 0 done + 6 failed" in said.out and "room" in said.out
+    assert all(c.isprintable() or c == "\n" for c in said.out + said.err)
+    assert len(said.out.splitlines()) == 2
+
+
 def test_a_folder_holds_one_run(played, world, capsys):
     with serve(expert_model(), ["expert"]) as server:
         command = ["run", world, "--out", played, "--url", server.base_url, "--model", "expert", "--seed", "1"]

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from verl_steer.bench.console import Advance, guarded, progress_of
+from verl_steer.bench.console import Advance, guarded, in_a_line, progress_of
 
 
 def add(commands: Any) -> Any:
@@ -173,7 +173,7 @@ def _play(arguments: argparse.Namespace, bench: Any, folder: Path, chat: Any, mo
         f"{len(found)} rows in = {counts['done']} done + {counts['failed']} failed + {counts['rejected']} rejected "
         f"-> {folder}\n"
     )
-    for reason, times in Counter(played.why[:160] for played in found if played.why).most_common(5):
+    for reason, times in Counter(in_a_line(played.why) for played in found if played.why).most_common(5):
         sys.stdout.write(f"  {times} x {reason}\n")
     return 0 if counts["done"] else 1
 
@@ -278,7 +278,7 @@ def _noted(arguments: argparse.Namespace, judge: Any, prompted: bool, before: An
     with progress_of("canaries", total) as advance:
         report = asyncio.run(ask(advance))
     for failure in report.failures:
-        sys.stdout.write(f"canaries: {failure}\n")
+        sys.stdout.write(f"canaries: {in_a_line(failure, 400)}\n")
     sys.stdout.write(f"canaries: {'does not pass' if report.failures else 'passes'} ({total} asked)\n")
     return Judge(
         model=judge.model,
