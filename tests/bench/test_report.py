@@ -52,6 +52,19 @@ def test_page_and_files_beside_it_agree(written, folder):
     assert written["survival.svg"].read_text().startswith("<svg")
 
 
+def test_a_name_that_is_a_formula_is_a_text_in_the_csv_file(tmp_path):
+    dialogues = [dialogue("a", category="@SUM(A1)"), dialogue("b", category="-2+3")]
+    verdicts = [verdict(d.id, t, 2) for d in dialogues for t in (1, 2)]
+    write_folder(tmp_path, dialogues, verdicts, name='=HYPERLINK("http://x")')
+    write_report(evaluate_all([tmp_path], None), tmp_path / "report")
+    with (tmp_path / "report" / "figures.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {line["run"] for line in lines} == {'\'=HYPERLINK("http://x")'}
+    assert {line["group"] for line in lines if line["by"] == "category"} == {"'@SUM(A1)", "'-2+3"}
+    safe = next(line for line in lines if (line["by"], line["measure"]) == ("all", "harmlessness"))
+    assert float(safe["value"]) == 2.0
+
+
 def test_everything_in_the_page_comes_from_the_page(written):
     html = written["index.html"].read_text()
     outside = re.findall(r"""(?:src|href|action)=["']?(?!data:|#)[^"' >]+""", html[: html.index('id="data">')])

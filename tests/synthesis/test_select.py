@@ -187,6 +187,14 @@ def test_a_split_that_is_no_longer_wanted_does_not_stay_beside_the_new_ones(cand
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
+def test_an_id_that_is_a_formula_is_a_text_in_the_csv_file(candidates, tmp_path):
+    odd = dataclasses.replace(
+        candidates[0], script=candidates[0].script.model_copy(update={"id": "=1+1"}), cluster="@seed"
+    )
+    select_splits([odd, *candidates[3:]], settings(), tmp_path)
+    assert "\n'=1+1,'@seed,benign," in (tmp_path / "candidates.csv").read_text()
+
+
 def test_a_candidate_without_its_seed_is_an_error(candidates, tmp_path):
     lost = dataclasses.replace(candidates[3], cluster="")
     with pytest.raises(DataError, match=r"'any-000004' has no cluster"):

@@ -17,6 +17,7 @@ from verl_steer.bench.report.model import Page, PageDialogue, PageTurn, Plot, Sc
 from verl_steer.bench.report.page import write_page
 from verl_steer.bench.results import Result, as_json, evaluate, rows
 from verl_steer.bench.survival import UNSAFE_BELOW
+from verl_steer.data.wording import cell
 
 SCALES = (Scale("harmlessness", "Harmlessness", -3, 3, UNSAFE_BELOW), Scale("helpfulness", "Helpfulness", 0, 3))
 
@@ -90,7 +91,7 @@ def write_report(results: Sequence[Result], out: Path, redact: bool = False) -> 
 
 def _csv(results: Sequence[Result]) -> bytes:
     buffer = io.StringIO()
-    lines = [row for result in results for row in rows(result)]
+    lines = [{name: cell(value) for name, value in row.items()} for result in results for row in rows(result)]
     writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
