@@ -1,12 +1,14 @@
 """`verl-steer bench run | judge | agreement` end to end on the micro-world: what is played, judged, resumed, refused."""
 
+import io
 import json
 
 import pytest
 from bench_worlds import bench, expert_model, serving, world_bench
+from PIL import Image
 from published_sources import build, png
 
-from verl_steer.bench import files
+from verl_steer.bench import files, pictures
 from verl_steer.bench.run import JOURNAL
 from verl_steer.chat.outcome import Outcome
 from verl_steer.cli import main
@@ -47,7 +49,7 @@ def test_the_expert_is_played_and_two_judges_of_different_make_agree_on_it(playe
     assert [d.id.rpartition("-")[2] for d in dialogues] == ["harmful", "benign"] * 3
     assert dialogues[0].pair == dialogues[1].pair == dialogues[0].cluster
     assert all(len(images) == 1 for images in (d.images[0] for d in dialogues))
-    assert files.images_of(played, dialogues[0])[0][0].data.startswith(b"\x89PNG")
+    assert pictures.images_of(played, dialogues[0])[0][0].data.startswith(b"\x89PNG")
     assert bench("judge", played, "--judge", "microworld-oracle") == 0
     assert bench("judge", played, "--judge", "microworld-judge", "--url", judges) == 0
     said = capsys.readouterr().out
@@ -121,7 +123,7 @@ def test_pictures_that_have_gone_or_are_damaged_come_back_with_the_same_command(
     out = tmp_path / "run"
     command = ["run", world, "--out", out, "--policy", "refuse"]
     assert bench(*command) == 0
-    first, second = (files.image_path(out, files.read_dialogues(out)[n].images[0][0]) for n in (0, 1))
+    first, second = (pictures.image_path(out, files.read_dialogues(out)[n].images[0][0]) for n in (0, 1))
     first.unlink()
     assert bench("judge", out, "--judge", "microworld-oracle") == 2
     assert "run `bench run` again, it writes what is missing" in capsys.readouterr().err
@@ -289,15 +291,23 @@ def test_rows_that_cannot_be_played_are_lines_with_a_reason(tmp_path, capsys):
     from verl_steer.data.splits import LAYOUTS, table
 
     row = BenchRow(id="a", source="s", kind="benign", subset="S", turns=(Question(text="hello?"),))
-    columns = table(LAYOUTS["bench"], [row, row, row.model_copy(update={"id": "b"})])
+    bitmap = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(bitmap, "BMP")
+    shown = Question(text="hello?", images=(ImageRef(bitmap.getvalue()),))
+    rows = [row, row, *(row.model_copy(update={"id": name}) for name in "bc")]
+    columns = table(LAYOUTS["bench"], [*rows[:3], rows[3].model_copy(update={"turns": (shown,)})])
     broken = columns.to_pylist()
     broken[2]["kind"] = "wild"
     path = tmp_path / "bench.parquet"
     pq.write_table(type(columns).from_pylist(broken, schema=columns.schema), path)
     assert bench("run", path, "--out", tmp_path / "run", "--policy", "empty") == 0
-    assert "3 rows in = 1 done + 0 failed + 2 rejected" in capsys.readouterr().out
+    assert "4 rows in = 1 done + 0 failed + 3 rejected" in capsys.readouterr().out
     why = [d.why for d in files.read_dialogues(tmp_path / "run")]
     assert why[0] == "" and "already taken by row 0" in why[1] and "kind" in why[2]
+    assert "not PNG, JPEG, WebP or GIF" in why[3] and "--image-preset other than keep" in why[3]
+    again = ["--image-preset", "max512-pad386", "--out", tmp_path / "again", "--policy", "empty"]
+    assert bench("run", path, *again) == 0
+    assert "4 rows in = 2 done + 0 failed + 2 rejected" in capsys.readouterr().out
 
 
 def test_what_cannot_be_run_is_said_before_anything_is_asked(world, tmp_path, played, capsys):

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from verl_steer.bench import files
+from verl_steer.bench import files, pictures
 from verl_steer.bench.lines import BenchError, Lines, read_lines
 from verl_steer.chat.outcome import Outcome
 from verl_steer.dialogue import ImageRef, Kind
@@ -44,8 +44,8 @@ def test_a_run_folder_reads_back_as_it_was_written(tmp_path):
     lines.close()
     assert files.read_dialogues(tmp_path) == [played(0), played(1)]
     assert stat.S_IMODE((tmp_path / files.DIALOGUES).stat().st_mode) == 0o600
-    files.put_image(tmp_path, PNG)
-    assert files.images_of(tmp_path, played(0)) == [(PNG,)]
+    pictures.put_image(tmp_path, PNG)
+    assert pictures.images_of(tmp_path, played(0)) == [(PNG,)]
     judges = {"b": files.Judge(model="x"), "a": files.Judge(model="y", prompt_sha256="1", canaries={"n": 1})}
     files.write_judges(tmp_path, judges)
     assert files.read_judges(tmp_path) == judges
@@ -138,8 +138,8 @@ def test_what_is_no_run_folder_says_so(tmp_path):
     with pytest.raises(BenchError, match="becomes a file's name"):
         files.read_verdicts(tmp_path, "../x")
     with pytest.raises(BenchError, match="lacks the picture"):
-        files.images_of(tmp_path, played(0))
-    files.put_image(tmp_path, PNG)
-    files.image_path(tmp_path, PNG.sha256).write_bytes(b"other")
+        pictures.images_of(tmp_path, played(0))
+    pictures.put_image(tmp_path, PNG)
+    pictures.image_path(tmp_path, PNG.sha256).write_bytes(b"other")
     with pytest.raises(BenchError, match="other bytes"):
-        files.images_of(tmp_path, played(0))
+        pictures.images_of(tmp_path, played(0))

@@ -11,9 +11,10 @@ from bench_runs import dialogue, made_up, picture, verdict, write_folder
 from rich.console import Console
 
 from verl_steer import cli
-from verl_steer.bench.files import PlayedTurn, put_image
+from verl_steer.bench.files import PlayedTurn
 from verl_steer.bench.lines import BenchError
 from verl_steer.bench.metrics import MEASURES
+from verl_steer.bench.pictures import put_image
 from verl_steer.bench.report import images, tables, texts
 from verl_steer.bench.report.bench_report import build_page, comparable, evaluate_all, write_report
 from verl_steer.bench.report.model import PageDialogue, PageTurn

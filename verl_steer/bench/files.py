@@ -2,7 +2,7 @@
 
     DIR/run.json              what was run: model, decoding, pictures, mode, bench file, seed, versions (`Run`)
     DIR/dialogues.jsonl       a line a bench row, in the bench file's order (`Played`)
-    DIR/images/SHA256.EXT     every picture that was shown, as the encoded bytes that the model got
+    DIR/images/SHA256.EXT     every picture that was shown, as the encoded bytes that the model got (`pictures.py`)
     DIR/verdicts/JUDGE.jsonl  a line a turn that has a reply (`Judged`)
     DIR/judges.json           who judged, with which prompt, and how it fared on the canaries (`Judge`)
 
@@ -23,12 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from verl_steer.bench.lines import BenchError, read_lines, whole
 from verl_steer.chat.outcome import Outcome
-from verl_steer.dialogue import MAX_TURNS, ImageRef, Kind
+from verl_steer.dialogue import MAX_TURNS, Kind
 
 VERSION: Literal[1] = 1
-RUN, DIALOGUES, VERDICTS, JUDGES, IMAGES = "run.json", "dialogues.jsonl", "verdicts", "judges.json", "images"
+RUN, DIALOGUES, VERDICTS, JUDGES = "run.json", "dialogues.jsonl", "verdicts", "judges.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_EXTENSIONS = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
 
 
 class _Line(BaseModel):
@@ -272,43 +271,6 @@ def read_judges(folder: Path) -> dict[str, Judge]:
 def write_judges(folder: Path, judges: Mapping[str, Judge]) -> None:
     """Writes `judges.json`."""
     whole(folder / JUDGES, _json({name: judge.model_dump(mode="json") for name, judge in sorted(judges.items())}))
-
-
-def put_image(folder: Path, image: ImageRef) -> str:
-    """Stores a picture once; returns its SHA-256."""
-    extension = next((e for magic, e in _EXTENSIONS if image.data.startswith(magic)), "bin")
-    path = folder / IMAGES / f"{image.sha256}.{extension}"
-    if not path.is_file():
-        whole(path, image.data)
-    return image.sha256
-
-
-def image_path(folder: Path, sha256: str) -> Path:
-    """Where a picture lies.
-
-    Raises:
-        BenchError: It is not there.
-    """
-    for _, extension in _EXTENSIONS:
-        if (path := folder / IMAGES / f"{sha256}.{extension}").is_file():
-            return path
-    raise BenchError(f"{folder / IMAGES} lacks the picture {sha256}; run `bench run` again, it writes what is missing")
-
-
-def images_of(folder: Path, played: Played) -> list[tuple[ImageRef, ...]]:
-    """The pictures of every planned turn.
-
-    Raises:
-        BenchError: One is missing, or holds other bytes than its name says.
-    """
-    return [tuple(_image(folder, sha256) for sha256 in shown) for shown in played.images]
-
-
-def _image(folder: Path, sha256: str) -> ImageRef:
-    image = ImageRef(image_path(folder, sha256).read_bytes())
-    if image.sha256 != sha256:
-        raise BenchError(f"{image_path(folder, sha256)} has other bytes than its name says; remove it and run again")
-    return image
 
 
 def _load(path: Path, model: type[M]) -> M:

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from verl_steer.bench.files import BenchFile, Played, PlayedTurn, put_image
+from verl_steer.bench.files import BenchFile, Played, PlayedTurn
 from verl_steer.bench.lines import LONE_SURROGATE, Lines
+from verl_steer.bench.pictures import put_image
 from verl_steer.bench.rows import Item
 from verl_steer.chat.client import Chat
 from verl_steer.chat.outcome import ChatResult, Outcome

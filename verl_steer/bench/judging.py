@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from verl_steer.bench.files import Judged, Played, images_of
+from verl_steer.bench.files import Judged, Played
 from verl_steer.bench.inference import history_of
 from verl_steer.bench.lines import BenchError, Lines
+from verl_steer.bench.pictures import images_of
 from verl_steer.chat.outcome import Outcome
 from verl_steer.dialogue import Kind, Script, UserTurn
 from verl_steer.roles.fence import fence_tag

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from verl_steer.bench.agreement import agreement
 from verl_steer.bench.compare import compare
-from verl_steer.bench.files import IMAGES, Judged, Played, judges_of, read_judges, read_verdicts
+from verl_steer.bench.files import Judged, Played, judges_of, read_judges, read_verdicts
 from verl_steer.bench.lines import BenchError, whole
+from verl_steer.bench.pictures import IMAGES
 from verl_steer.bench.report import plots, tables
 from verl_steer.bench.report.model import Page, PageDialogue, PageTurn, Plot, Scale
 from verl_steer.bench.report.page import write_page
