@@ -17,7 +17,10 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from verl_steer.whole import replacing
+
 M = TypeVar("M", bound=BaseModel)
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -92,15 +95,10 @@ def read_lines(path: Path, model: type[M]) -> list[M]:
 def whole(path: Path, data: bytes) -> None:
     """Writes a file (mode 0600) so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, os.fdopen(os.open(temporary, _NEW, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _parsed(path: Path, data: bytes, model: type[M]) -> list[M]:

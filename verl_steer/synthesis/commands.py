@@ -204,6 +204,7 @@ def _seeds(arguments: argparse.Namespace) -> int:
 
     from verl_steer.data.rows import DataError
     from verl_steer.data.splits import LAYOUTS, table
+    from verl_steer.whole import replacing
 
     if arguments.count < 1:
         raise DataError(f"--count {arguments.count}: give at least 1")
@@ -212,11 +213,7 @@ def _seeds(arguments: argparse.Namespace) -> int:
         arguments.count, arguments.seed, arguments.source
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = arguments.out.with_name(f".{arguments.out.name}.tmp")
-    try:
+    with replacing(arguments.out) as temporary:
         pq.write_table(table(LAYOUTS["seed"], made), temporary, row_group_size=500)
-        temporary.replace(arguments.out)
-    finally:
-        temporary.unlink(missing_ok=True)
     sys.stdout.write(f"{arguments.count} seeds -> {arguments.out}\n")
     return 0
