@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -11,6 +12,9 @@ from verl_steer.cli import main
 from verl_steer.data.splits import read_split
 from verl_steer.dialogue import Kind
 from verl_steer.microworld.seeds import seeds
+from verl_steer.synthesis.commands import _select
+from verl_steer.synthesis.review import Review
+from verl_steer.synthesis.selection_config import SelectionConfig
 from verl_steer.synthesis.shards import Shards
 from verl_steer.synthesis.show import describe
 
@@ -106,6 +110,21 @@ def test_nothing_that_a_model_or_a_data_set_wrote_reaches_the_terminal_as_a_comm
     shown = describe(dataclasses.replace(candidate, script=odd))
     assert shown.startswith("ab: benign, ") and "category cd\n" in shown
     assert all(c.isprintable() or c == "\n" for c in shown)
+
+
+def test_the_warning_is_there_before_the_rows(tmp_path, monkeypatch):
+    (tmp_path / "review.yaml").write_text(REVIEW)
+    build = SimpleNamespace(
+        review=Review(tmp_path / "review.yaml"), shards=SimpleNamespace(candidates=lambda: iter(()))
+    )
+
+    def killed(candidates, config, out, progress):
+        assert "red-team conversations" in (out / "WARNING.md").read_text()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("verl_steer.synthesis.select.select_splits", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _select(build, SelectionConfig(), tmp_path)
 
 
 def test_without_a_review_nothing_is_written(tmp_path, capsys):

@@ -49,10 +49,10 @@ class Lines(Generic[M]):
             os.close(self._lock)
             raise BenchError(f"{path} is being written by another process; let it end first") from error
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-            data = path.read_bytes()
-            os.ftruncate(self._file, data.rfind(b"\n") + 1)
+            data = path.read_bytes() if path.is_file() else b""
             self.found = _parsed(path, data[: data.rfind(b"\n") + 1], model)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            os.ftruncate(self._file, data.rfind(b"\n") + 1)
         except BaseException:
             os.close(self._lock)
             raise
@@ -74,9 +74,11 @@ class Lines(Generic[M]):
 
     def close(self) -> None:
         """Forces the file to disk and lets others write it."""
-        os.fsync(self._file)
-        os.close(self._file)
-        os.close(self._lock)
+        try:
+            os.fsync(self._file)
+        finally:
+            os.close(self._file)
+            os.close(self._lock)
 
 
 def read_lines(path: Path, model: type[M]) -> list[M]:
