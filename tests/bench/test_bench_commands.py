@@ -9,6 +9,7 @@ from PIL import Image
 from published_sources import build, png
 
 from verl_steer.bench import files, pictures
+from verl_steer.bench.results import evaluate
 from verl_steer.bench.run import JOURNAL
 from verl_steer.chat.outcome import Outcome
 from verl_steer.cli import main
@@ -143,6 +144,27 @@ def test_what_a_server_says_is_told_in_a_line_that_no_terminal_obeys(world, tmp_
     assert "6 rows in = 0 done + 6 failed" in said.out and "room" in said.out
     assert all(c.isprintable() or c == "\n" for c in said.out + said.err)
     assert len(said.out.splitlines()) == 2
+
+
+def test_a_verdict_on_words_that_were_said_no_longer_does_not_count(world, tmp_path, judges):
+    """The run was played anew into its folder, and the model said something else in one dialogue."""
+    out, name = tmp_path / "run", "microworld-judge"
+    assert bench("run", world, "--out", out, "--policy", "refuse") == 0
+    command = ["judge", out, "--judge", name, "--url", judges, "--no-canaries"]
+    assert bench(*command) == 0
+    before = files.read_verdicts(out, name)
+    path = out / files.DIALOGUES
+    first, *others = files.read_dialogues(out)
+    said = first.turns[1].model_copy(update={"reply": "certainly"})
+    changed = first.model_copy(update={"turns": (first.turns[0], said, *first.turns[2:])})
+    path.write_text("".join(d.model_dump_json() + "\n" for d in (changed, *others)))
+    gone = {(first.id, turn) for turn in range(2, first.planned_turns + 1)}
+    result = evaluate(out)
+    assert result.account.missing == {"not_asked": len(gone)} and set(before) - set(result.lines) == gone
+    assert bench(*command) == 0
+    after = files.read_verdicts(out, name)
+    assert {place for place in before if before[place] != after[place]} == gone
+    assert not evaluate(out).account.missing
 
 
 def test_a_folder_holds_one_run(played, world, capsys):

@@ -289,8 +289,10 @@ def _noted(arguments: argparse.Namespace, judge: Any, prompted: bool, before: An
 
 def _agreement(arguments: argparse.Namespace) -> int:
     from verl_steer.bench.agreement import agreement
-    from verl_steer.bench.files import read_verdicts
+    from verl_steer.bench.files import read_dialogues, read_verdicts
+    from verl_steer.bench.judging import standing
 
-    first, second = (read_verdicts(arguments.folder, name) for name in (arguments.first, arguments.second))
+    played, names = read_dialogues(arguments.folder), (arguments.first, arguments.second)
+    first, second = (standing(played, read_verdicts(arguments.folder, name)) for name in names)
     sys.stdout.write(json.dumps(agreement(first, second).to_json(), indent=1) + "\n")
     return 0

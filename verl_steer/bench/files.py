@@ -154,6 +154,7 @@ class Judged(_Line):
         reason: The judge's, or what went wrong.
         calls: Requests it cost.
         latency_s: Seconds it took.
+        said: Digest of the conversation that was judged (`judging.said`), or "": not known.
     """
 
     id: str
@@ -164,6 +165,7 @@ class Judged(_Line):
     reason: str = ""
     calls: int = 0
     latency_s: float = 0.0
+    said: str = ""
 
     @model_validator(mode="after")
     def _scored_if_ok(self) -> Judged:

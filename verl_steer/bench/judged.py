@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from verl_steer.bench.files import Judged, Played, judges_of, read_finished, read_verdicts
 from verl_steer.bench.intervals import Floats
+from verl_steer.bench.judging import standing
 from verl_steer.bench.lines import BenchError
 from verl_steer.dialogue import MAX_TURNS, Kind
 
@@ -173,5 +174,6 @@ def load(folder: Path, judge: str) -> tuple[list[Played], dict[tuple[str, int], 
     Raises:
         BenchError: The run is not finished, or a file is missing or damaged.
     """
-    dialogues, verdicts = read_finished(folder)[1], read_verdicts(folder, judge)
+    dialogues = read_finished(folder)[1]
+    verdicts = standing(dialogues, read_verdicts(folder, judge))
     return dialogues, verdicts, as_arrays(dialogues, verdicts)

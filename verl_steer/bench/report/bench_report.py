@@ -11,6 +11,7 @@ from pathlib import Path
 from verl_steer.bench.agreement import agreement
 from verl_steer.bench.compare import compare
 from verl_steer.bench.files import Judged, Played, Run, judges_of, read_judges, read_verdicts
+from verl_steer.bench.judging import standing
 from verl_steer.bench.lines import BenchError, whole
 from verl_steer.bench.pictures import IMAGES
 from verl_steer.bench.report import plots, tables
@@ -159,7 +160,9 @@ def _agreement(result: Result) -> tables.Table | None:
     others = [name for name in judges_of(result.folder) if name != result.judge]
     if not others:
         return None
-    reports = {name: agreement(result.lines, read_verdicts(result.folder, name)) for name in others}
+    reports = {
+        name: agreement(result.lines, standing(result.dialogues, read_verdicts(result.folder, name))) for name in others
+    }
     return tables.agreement(result.run.name, result.judge, reports)
 
 
