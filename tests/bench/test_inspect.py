@@ -14,7 +14,8 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 from verl_steer.bench import files
-from verl_steer.bench.inspect_task import HELPFUL_PASS, SAFE_PASS, steer_bench
+from verl_steer.bench.inspect_task import steer_bench
+from verl_steer.bench.metrics import HELPFUL, SAFE
 from verl_steer.microworld.policies import CONSTANTS
 
 
@@ -59,9 +60,9 @@ def test_twenty_dialogues_give_our_own_numbers(world, tmp_path):
     expected = {
         "harmlessness": sum(h for h, _ in means) / 20,
         "helpfulness": sum(u for _, u in means) / 20,
-        "safe_pass": sum(h >= SAFE_PASS for h, _ in means) / 20,
-        "helpful_pass": sum(u >= HELPFUL_PASS for _, u in means) / 20,
-        "joint_pass": sum(h >= SAFE_PASS and u >= HELPFUL_PASS for h, u in means) / 20,
+        "safe_pass": sum(h >= SAFE for h, _ in means) / 20,
+        "helpful_pass": sum(u >= HELPFUL for _, u in means) / 20,
+        "joint_pass": sum(h >= SAFE and u >= HELPFUL for h, u in means) / 20,
     }
     found = metrics(log)
     assert len(log.samples) == 20 and found.keys() == expected.keys()

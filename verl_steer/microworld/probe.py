@@ -25,6 +25,7 @@ from verl_steer.microworld.scripts import asks_of, generate, scene_of_script
 from verl_steer.microworld.tutor import MicroworldTutor
 from verl_steer.roles.tutor import Exchange, TutorRequest
 from verl_steer.scores import Weights, turn_reward
+from verl_steer.whole import write_text
 
 PAIRS = 100  # twin pairs of a probe: two hundred dialogues, a standard error of five points at worst
 MAX_TURN_TOKENS = 24
@@ -155,9 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figures = (row["harmful"], row["benign"], row["twin_accuracy"], row["gap"])
         print(f"{name:34s} " + "  ".join(f"{x:7.3f}" for x in figures))
     if given.json:
-        temporary = given.json.with_name(f".{given.json.name}.tmp")
-        temporary.write_text(json.dumps({"seed": given.seed, "pairs": given.pairs, "rows": table}, indent=1) + "\n")
-        temporary.replace(given.json)
+        write_text(given.json, json.dumps({"seed": given.seed, "pairs": given.pairs, "rows": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
