@@ -150,7 +150,8 @@ class _Loaded:
         # Never a placeholder that would count as a picture, nor any other control token but the end.
         # A tokenizer's own list of special tokens may name a few of them only.
         special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
-        pictures = {getattr(self.model.config, f"{kind}_token_id", None) for kind in ("image", "video")} - {None}
+        named = (getattr(self.model.config, f"{kind}_token_id", None) for kind in ("image", "video"))
+        pictures = {int(token) for token in named if token is not None}
         forbidden = sorted((special | pictures | set(tokenizer.all_special_ids)) - self.ends)
         self.model.generation_config = GenerationConfig(
             do_sample=False,
