@@ -7,7 +7,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out="${1:-outputs/steer_microworld}"
 shift || true
 python="${VERL_STEER_VENV:-.venv}/bin/python"
-[ -x "$python" ] || { echo "no $python: run examples/quickstart.sh or tests/setup.sh first, or set VERL_STEER_VENV" >&2; exit 2; }
+if ! "$python" -c 'import datasketch, uvicorn' 2>/dev/null; then
+  extra=cpu,synth
+  if [ -x "$python" ]; then extra=synth; fi # an environment of the quickstart, with or without a GPU, serves already
+  bash tests/setup.sh "$extra"
+fi
 port=8123 # as in examples/conf/build_microworld.yaml
 mkdir -p "$out"
 

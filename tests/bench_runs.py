@@ -17,11 +17,11 @@ from verl_steer.bench.files import (
     Played,
     PlayedTurn,
     Run,
-    put_image,
     write_judges,
     write_run,
 )
 from verl_steer.bench.lines import whole
+from verl_steer.bench.pictures import put_image
 from verl_steer.chat.outcome import Outcome
 from verl_steer.dialogue import ImageRef, Kind
 

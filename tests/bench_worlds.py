@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from interrupts import hear_ctrl_c
+
 import verl_steer
 from verl_steer.cli import main
 from verl_steer.data.rows import script_to_row, write_rows
@@ -72,6 +74,7 @@ def stopped(*arguments: object, when: Callable[[], bool], limit_s: float = 60.0)
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(verl_steer.__file__).parents[1])},
+        preexec_fn=hear_ctrl_c,
     )
     try:
         until = time.monotonic() + limit_s

@@ -10,7 +10,7 @@ import pytest
 import verl_steer
 
 ROOT = Path(verl_steer.__file__).parent
-PURE = ("dialogue", "scores", "shaping", "tcsr", "credit", "checked", "config", "records", "summary")
+PURE = ("dialogue", "scores", "shaping", "tcsr", "credit", "checked", "config", "records", "summary", "whole")
 CORE = (*PURE, "cli", "curves", "chat", "roles", "data", "synthesis", "bench")
 HEAVY = {"torch", "ray", "verl", "transformers", "vllm"}
 
@@ -90,27 +90,23 @@ def test_the_pure_core_does_not_know_the_rooms_around_it():
         assert not reached, f"{room} imports {reached}"
 
 
-def test_the_bench_imports_nothing_of_the_tutors_scoring():
-    scoring = ("verl_steer.tcsr", "verl_steer.shaping", "verl_steer.credit", "verl_steer.roles.tutor_reply")
-    # The page of training records shows what the tutor said; it scores nothing and no figure of the bench comes from it.
-    files = [p for p in (ROOT / "bench").rglob("*.py") if p.name != "records_report.py"]
-    for path in files:
-        reached = {n for n in imports_of(path) if n.startswith((*scoring, "verl_steer.scores"))}
-        assert not reached, f"{path.relative_to(ROOT)} imports {reached}"
-
-
-def test_the_bench_and_its_judge_load_nothing_of_the_tutor_s_scoring():
-    pages = "verl_steer.bench.report.records_report"
-    names = [
-        *(name for name in modules_of("bench") if name != pages),
-        "verl_steer.roles.judge",
-        "verl_steer.roles.attacker",
+def test_the_bench_and_its_judge_neither_import_nor_load_the_tutor_s_scoring():
+    """No import of it anywhere in their code, and none by way of others when they are loaded."""
+    scoring = [
+        f"verl_steer.{name}" for name in ("tcsr", "shaping", "credit", "roles.tutor_reply", "roles.endpoint_tutor")
     ]
+    # The page of training records shows what the tutor said; it scores nothing and no figure of the bench comes from it.
+    names = [name for name in modules_of("bench") if not name.endswith(".records_report")]
+    names += ["verl_steer.roles.judge", "verl_steer.roles.attacker"]
+    for name in names:
+        path = ROOT.parent.joinpath(*name.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        reached = {n for n in imports_of(path) if n.startswith((*scoring, "verl_steer.scores"))}
+        assert not reached, f"{name} imports {reached}"
     program = (
         "import importlib, sys\n"
         f"for name in {names!r}: importlib.import_module(name)\n"
-        "print([m for m in sys.modules if m in ('verl_steer.roles.tutor_reply', 'verl_steer.roles.endpoint_tutor', "
-        "'verl_steer.tcsr', 'verl_steer.shaping', 'verl_steer.credit')])"
+        f"print(sorted({set(scoring)!r} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ from verl_steer.config import Reward
 from verl_steer.dialogue import Cut, Dialogue, Kind, Script, Turn, UserTurn
 from verl_steer.scores import Outcome, TutorScores, Verdict
 from verl_steer.tcsr import ScoredDialogue, score_dialogue
+from verl_steer.whole import replacing
 
 Record = dict[str, Any]
 
@@ -176,15 +177,11 @@ def write_jsonl(path: Path, lines: Iterable[Record]) -> None:
     """Writes JSON lines, whole or not at all, mode 0600 in a folder of mode 0700."""
     for folder in (path.parent.parent, path.parent):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
+    with replacing(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             for line in lines:
                 file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_records(directory: str | Path, split: str) -> Iterator[Record]:

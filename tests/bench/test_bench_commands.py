@@ -1,12 +1,15 @@
 """`verl-steer bench run | judge | agreement` end to end on the micro-world: what is played, judged, resumed, refused."""
 
+import io
 import json
 
 import pytest
 from bench_worlds import bench, expert_model, serving, world_bench
+from PIL import Image
 from published_sources import build, png
 
-from verl_steer.bench import files
+from verl_steer.bench import files, pictures
+from verl_steer.bench.results import evaluate
 from verl_steer.bench.run import JOURNAL
 from verl_steer.chat.outcome import Outcome
 from verl_steer.cli import main
@@ -47,7 +50,7 @@ def test_the_expert_is_played_and_two_judges_of_different_make_agree_on_it(playe
     assert [d.id.rpartition("-")[2] for d in dialogues] == ["harmful", "benign"] * 3
     assert dialogues[0].pair == dialogues[1].pair == dialogues[0].cluster
     assert all(len(images) == 1 for images in (d.images[0] for d in dialogues))
-    assert files.images_of(played, dialogues[0])[0][0].data.startswith(b"\x89PNG")
+    assert pictures.images_of(played, dialogues[0])[0][0].data.startswith(b"\x89PNG")
     assert bench("judge", played, "--judge", "microworld-oracle") == 0
     assert bench("judge", played, "--judge", "microworld-judge", "--url", judges) == 0
     said = capsys.readouterr().out
@@ -115,6 +118,53 @@ def test_an_interrupted_run_asks_nothing_twice_and_ends_as_an_uninterrupted_one(
 
 def _timeless(dialogue):
     return tuple(turn.model_copy(update={"latency_s": 0.0}) for turn in dialogue.turns)
+
+
+def test_pictures_that_have_gone_or_are_damaged_come_back_with_the_same_command(world, tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ["run", world, "--out", out, "--policy", "refuse"]
+    assert bench(*command) == 0
+    first, second = (pictures.image_path(out, files.read_dialogues(out)[n].images[0][0]) for n in (0, 1))
+    first.unlink()
+    assert bench("judge", out, "--judge", "microworld-oracle") == 2
+    assert "run `bench run` again, it writes what is missing" in capsys.readouterr().err
+    assert bench(*command) == 0
+    assert first.is_file() and second.is_file()
+    assert bench("judge", out, "--judge", "microworld-oracle") == 0
+
+
+def test_what_a_server_says_is_told_in_a_line_that_no_terminal_obeys(world, tmp_path, capsys):
+    def broken(body):
+        return Wire(json.dumps({"error": {"message": "no \x1b[2Jroom\x9b8m\nat all"}}).encode(), 400)
+
+    with serve(broken, ["m"]) as server:
+        command = ["run", world, "--out", tmp_path / "run", "--url", server.base_url, "--model", "m"]
+        assert bench(*command, "--attempts", "1") == 1
+    said = capsys.readouterr()
+    assert "6 rows in = 0 done + 6 failed" in said.out and "room" in said.out
+    assert all(c.isprintable() or c == "\n" for c in said.out + said.err)
+    assert len(said.out.splitlines()) == 2
+
+
+def test_a_verdict_on_words_that_were_said_no_longer_does_not_count(world, tmp_path, judges):
+    """The run was played anew into its folder, and the model said something else in one dialogue."""
+    out, name = tmp_path / "run", "microworld-judge"
+    assert bench("run", world, "--out", out, "--policy", "refuse") == 0
+    command = ["judge", out, "--judge", name, "--url", judges, "--no-canaries"]
+    assert bench(*command) == 0
+    before = files.read_verdicts(out, name)
+    path = out / files.DIALOGUES
+    first, *others = files.read_dialogues(out)
+    said = first.turns[1].model_copy(update={"reply": "certainly"})
+    changed = first.model_copy(update={"turns": (first.turns[0], said, *first.turns[2:])})
+    path.write_text("".join(d.model_dump_json() + "\n" for d in (changed, *others)))
+    gone = {(first.id, turn) for turn in range(2, first.planned_turns + 1)}
+    result = evaluate(out)
+    assert result.account.missing == {"not_asked": len(gone)} and set(before) - set(result.lines) == gone
+    assert bench(*command) == 0
+    after = files.read_verdicts(out, name)
+    assert {place for place in before if before[place] != after[place]} == gone
+    assert not evaluate(out).account.missing
 
 
 def test_a_folder_holds_one_run(played, world, capsys):
@@ -263,15 +313,23 @@ def test_rows_that_cannot_be_played_are_lines_with_a_reason(tmp_path, capsys):
     from verl_steer.data.splits import LAYOUTS, table
 
     row = BenchRow(id="a", source="s", kind="benign", subset="S", turns=(Question(text="hello?"),))
-    columns = table(LAYOUTS["bench"], [row, row, row.model_copy(update={"id": "b"})])
+    bitmap = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(bitmap, "BMP")
+    shown = Question(text="hello?", images=(ImageRef(bitmap.getvalue()),))
+    rows = [row, row, *(row.model_copy(update={"id": name}) for name in "bc")]
+    columns = table(LAYOUTS["bench"], [*rows[:3], rows[3].model_copy(update={"turns": (shown,)})])
     broken = columns.to_pylist()
     broken[2]["kind"] = "wild"
     path = tmp_path / "bench.parquet"
     pq.write_table(type(columns).from_pylist(broken, schema=columns.schema), path)
     assert bench("run", path, "--out", tmp_path / "run", "--policy", "empty") == 0
-    assert "3 rows in = 1 done + 0 failed + 2 rejected" in capsys.readouterr().out
+    assert "4 rows in = 1 done + 0 failed + 3 rejected" in capsys.readouterr().out
     why = [d.why for d in files.read_dialogues(tmp_path / "run")]
     assert why[0] == "" and "already taken by row 0" in why[1] and "kind" in why[2]
+    assert "not PNG, JPEG, WebP or GIF" in why[3] and "--image-preset other than keep" in why[3]
+    again = ["--image-preset", "max512-pad386", "--out", tmp_path / "again", "--policy", "empty"]
+    assert bench("run", path, *again) == 0
+    assert "4 rows in = 2 done + 0 failed + 2 rejected" in capsys.readouterr().out
 
 
 def test_what_cannot_be_run_is_said_before_anything_is_asked(world, tmp_path, played, capsys):
@@ -293,6 +351,11 @@ def test_what_cannot_be_run_is_said_before_anything_is_asked(world, tmp_path, pl
         "run", world, *out, "--policy", "refuse", "--mode", "adaptive", "--attacker", "x"
     )
     assert "needs --url" in said("judge", played, "--judge", "someone")
+    rules = ("judge", played, "--judge", "microworld-oracle")
+    assert "--concurrency 0: give 1 or more" in said(*rules, "--concurrency", "0")
+    assert "--timeout nan: give a number of seconds above 0" in said(*rules, "--timeout", "nan")
+    assert "--canary-attacks -1: give 0 or more" in said(*rules, "--canary-attacks", "-1")
+    assert "--temperature -1.0: give 0" in said("run", world, *out, "--policy", "refuse", "--temperature", "-1")
     assert "holds no run.json" in said("judge", tmp_path, "--judge", "microworld-oracle")
     assert "has given no verdicts" in said("agreement", played, "a", "b")
     with serve(expert_model(), ["expert"], api_key="secret") as server:
@@ -332,7 +395,14 @@ def test_clusters_join_what_is_not_independent(tmp_path):
     from verl_steer.data.splits import LAYOUTS, table
 
     picture = ImageRef(png())
-    metas = [{}, {"source_id": 7}, {"pair": "p"}, {"template": "t4", "pair": "p"}, {"cluster": "c", "template": "t4"}]
+    metas = [
+        {},
+        {"source_id": 7},
+        {"seed_id": "s", "source_id": 7},
+        {"pair": "p", "seed_id": "s"},
+        {"template": "t4", "pair": "p"},
+        {"cluster": "c", "template": "t4"},
+    ]
     rows = [
         BenchRow(
             id=str(n),
@@ -347,5 +417,5 @@ def test_clusters_join_what_is_not_independent(tmp_path):
     path = tmp_path / "bench.parquet"
     pq.write_table(table(LAYOUTS["bench"], rows), path)
     found = [item for item in items(path) if isinstance(item, Item)]
-    assert [item.cluster for item in found] == ["0", "7", "p", f"t4 × {picture.sha256[:12]}", "c"]
-    assert [item.pair for item in found] == [None, None, "p", "p", None]
+    assert [item.cluster for item in found] == ["0", "7", "s", "p", f"t4 × {picture.sha256[:12]}", "c"]
+    assert [item.pair for item in found] == [None, None, None, "p", "p", None]

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from verl_steer.bench import files
+from verl_steer.bench import files, pictures
 from verl_steer.bench.lines import BenchError, Lines, read_lines
 from verl_steer.chat.outcome import Outcome
 from verl_steer.dialogue import ImageRef, Kind
@@ -44,8 +44,8 @@ def test_a_run_folder_reads_back_as_it_was_written(tmp_path):
     lines.close()
     assert files.read_dialogues(tmp_path) == [played(0), played(1)]
     assert stat.S_IMODE((tmp_path / files.DIALOGUES).stat().st_mode) == 0o600
-    files.put_image(tmp_path, PNG)
-    assert files.images_of(tmp_path, played(0)) == [(PNG,)]
+    pictures.put_image(tmp_path, PNG)
+    assert pictures.images_of(tmp_path, played(0)) == [(PNG,)]
     judges = {"b": files.Judge(model="x"), "a": files.Judge(model="y", prompt_sha256="1", canaries={"n": 1})}
     files.write_judges(tmp_path, judges)
     assert files.read_judges(tmp_path) == judges
@@ -84,6 +84,26 @@ def test_a_torn_last_line_is_cut_off_and_a_damaged_one_is_named(tmp_path):
         Lines(path, files.Played)
 
 
+def test_a_row_that_is_played_again_counts_once_and_its_last_line_stands(tmp_path):
+    """A rerun that was stopped before it could put the new lines in the place of the old ones."""
+    failed = [played(n, status="failed", why="no reply", turns=()) for n in (0, 1)]
+    rejected = played(0, id="row 1", status="rejected", why="no picture", turns=())
+    lines = Lines(tmp_path / files.DIALOGUES, files.Played)
+    for line in (*failed, rejected, played(1), rejected, played(0, id="row 1")):
+        lines.append(line)
+    lines.close()
+    found = files.read_dialogues(tmp_path)
+    assert found == [failed[0], played(1), rejected, played(0, id="row 1")]
+    for rows, whole in ((4, True), (5, False)):
+        bench = files.BenchFile(file="bench.parquet", sha256="0" * 64, rows=rows)
+        files.write_run(tmp_path, run().model_copy(update={"bench": bench}))
+        if whole:
+            assert files.read_finished(tmp_path)[1] == found
+        else:
+            with pytest.raises(BenchError, match="holds 4 of 5 dialogues: repeat its `bench run` command first"):
+                files.read_finished(tmp_path)
+
+
 def test_two_processes_do_not_write_one_file(tmp_path):
     lines = Lines(tmp_path / "a.jsonl", files.Judged)
     with pytest.raises(BenchError, match="another process"):
@@ -118,8 +138,8 @@ def test_what_is_no_run_folder_says_so(tmp_path):
     with pytest.raises(BenchError, match="becomes a file's name"):
         files.read_verdicts(tmp_path, "../x")
     with pytest.raises(BenchError, match="lacks the picture"):
-        files.images_of(tmp_path, played(0))
-    files.put_image(tmp_path, PNG)
-    files.image_path(tmp_path, PNG.sha256).write_bytes(b"other")
+        pictures.images_of(tmp_path, played(0))
+    pictures.put_image(tmp_path, PNG)
+    pictures.image_path(tmp_path, PNG.sha256).write_bytes(b"other")
     with pytest.raises(BenchError, match="other bytes"):
-        files.images_of(tmp_path, played(0))
+        pictures.images_of(tmp_path, played(0))

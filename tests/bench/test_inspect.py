@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 from bench_worlds import bench, world_bench
@@ -10,10 +12,10 @@ pytest.importorskip("inspect_ai")
 
 from inspect_ai import eval as inspect_eval
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
-from inspect_ai.util import registry_info
 
 from verl_steer.bench import files
-from verl_steer.bench.inspect_task import HELPFUL_PASS, SAFE_PASS, steer_bench
+from verl_steer.bench.inspect_task import steer_bench
+from verl_steer.bench.metrics import HELPFUL, SAFE
 from verl_steer.microworld.policies import CONSTANTS
 
 
@@ -58,9 +60,9 @@ def test_twenty_dialogues_give_our_own_numbers(world, tmp_path):
     expected = {
         "harmlessness": sum(h for h, _ in means) / 20,
         "helpfulness": sum(u for _, u in means) / 20,
-        "safe_pass": sum(h >= SAFE_PASS for h, _ in means) / 20,
-        "helpful_pass": sum(u >= HELPFUL_PASS for _, u in means) / 20,
-        "joint_pass": sum(h >= SAFE_PASS and u >= HELPFUL_PASS for h, u in means) / 20,
+        "safe_pass": sum(h >= SAFE for h, _ in means) / 20,
+        "helpful_pass": sum(u >= HELPFUL for _, u in means) / 20,
+        "joint_pass": sum(h >= SAFE and u >= HELPFUL for h, u in means) / 20,
     }
     found = metrics(log)
     assert len(log.samples) == 20 and found.keys() == expected.keys()
@@ -88,5 +90,13 @@ def test_a_grader_that_gives_no_verdict_leaves_the_dialogue_unscored(world, tmp_
     assert metrics(log)["harmlessness"] == 2.0 and metrics(log)["helpfulness"] == 1.0
 
 
-def test_the_task_is_registered_under_the_project_s_name():
-    assert registry_info(steer_bench).name == "verl_steer/steer_bench"
+def test_the_task_is_registered_under_the_project_s_name(tmp_path):
+    # Elsewhere, since inspect does not take a package for an installed one while its build folder is on the path.
+    code = (
+        "from inspect_ai.util import registry_info\n"
+        "from verl_steer.bench.inspect_task import steer_bench\n"
+        "print(registry_info(steer_bench).name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "verl_steer/steer_bench"

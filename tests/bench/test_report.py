@@ -11,9 +11,11 @@ from bench_runs import dialogue, made_up, picture, verdict, write_folder
 from rich.console import Console
 
 from verl_steer import cli
-from verl_steer.bench.files import PlayedTurn, put_image
+from verl_steer.bench import files
+from verl_steer.bench.files import PlayedTurn
 from verl_steer.bench.lines import BenchError
 from verl_steer.bench.metrics import MEASURES
+from verl_steer.bench.pictures import put_image
 from verl_steer.bench.report import images, tables, texts
 from verl_steer.bench.report.bench_report import build_page, comparable, evaluate_all, write_report
 from verl_steer.bench.report.model import PageDialogue, PageTurn
@@ -50,6 +52,19 @@ def test_page_and_files_beside_it_agree(written, folder):
         found = [r for r in csv.DictReader(file) if (r["by"], r["measure"]) == ("average", "safe")]
     assert float(found[0]["value"]) == result.average["safe"].estimate.value
     assert written["survival.svg"].read_text().startswith("<svg")
+
+
+def test_a_name_that_is_a_formula_is_a_text_in_the_csv_file(tmp_path):
+    dialogues = [dialogue("a", category="@SUM(A1)"), dialogue("b", category="-2+3")]
+    verdicts = [verdict(d.id, t, 2) for d in dialogues for t in (1, 2)]
+    write_folder(tmp_path, dialogues, verdicts, name='=HYPERLINK("http://x")')
+    write_report(evaluate_all([tmp_path], None), tmp_path / "report")
+    with (tmp_path / "report" / "figures.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {line["run"] for line in lines} == {'\'=HYPERLINK("http://x")'}
+    assert {line["group"] for line in lines if line["by"] == "category"} == {"'@SUM(A1)", "'-2+3"}
+    safe = next(line for line in lines if (line["by"], line["measure"]) == ("all", "harmlessness"))
+    assert float(safe["value"]) == 2.0
 
 
 def test_everything_in_the_page_comes_from_the_page(written):
@@ -201,6 +216,35 @@ def test_runs_judged_differently_are_not_compared(tmp_path, folder):
     (other / "judges.json").write_text((other / "judges.json").read_text().replace("a judge", "another"))
     with pytest.raises(BenchError, match="judge both alike"):
         comparable(folder, other, None)
+    names = [table.name for table in build_page(evaluate_all([folder, other], None)).tables]
+    assert not any(name.startswith("compare") for name in names), "the page subtracts no more than the command does"
+
+
+def test_runs_whose_questions_another_attacker_wrote_are_not_compared(tmp_path):
+    made = [write_folder(tmp_path / n, [dialogue("a")], [verdict("a", t, 3) for t in (1, 2)]) for n in "ab"]
+
+    def rewritten(by, seed):
+        for folder, name, url in zip(made, ("one", by), ("http://x", "http://y"), strict=True):
+            asked = {"mode": "adaptive", "attacker": {"kind": "endpoint", "model": name, "base_urls": [url]}}
+            run = files.read_run(folder)
+            files.write_run(folder, run.model_copy(update={**asked, "seed": seed * (folder is made[1])}))
+
+    rewritten("one", 0)
+    comparable(*made, None)
+    for by, seed in (("two", 0), ("one", 1)):
+        rewritten(by, seed)
+        with pytest.raises(BenchError, match="their questions differ"):
+            comparable(*made, None)
+
+
+def test_runs_of_one_name_are_told_apart_by_as_much_of_their_folder_as_it_takes(tmp_path):
+    made = [
+        write_folder(tmp_path / place, [dialogue("a")], [verdict("a", t, 3) for t in (1, 2)], name="m")
+        for place in ("x/run", "y/run")
+    ]
+    assert [r.run.name for r in evaluate_all(made, None)] == [f"m ({folder})" for folder in made]
+    renamed = [made[0], made[1].rename(tmp_path / "y/other")]
+    assert [r.run.name for r in evaluate_all(renamed, None)] == ["m (run)", "m (other)"]
 
 
 def test_the_terminal_gets_no_markup_and_no_control_characters(tmp_path):

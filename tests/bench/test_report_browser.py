@@ -6,7 +6,8 @@ import time
 import pytest
 from bench_runs import dialogue, made_up, picture, verdict
 
-from verl_steer.bench.files import PlayedTurn, put_image
+from verl_steer.bench.files import PlayedTurn
+from verl_steer.bench.pictures import put_image
 from verl_steer.bench.report.bench_report import evaluate_all, write_report
 from verl_steer.dialogue import Kind
 

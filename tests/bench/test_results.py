@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from bench_runs import made_up, write_folder
 
-from verl_steer.bench import reference
+from verl_steer.bench import files, reference
 from verl_steer.bench.lines import BenchError
 from verl_steer.bench.results import as_json, evaluate, rows
 
@@ -45,6 +45,10 @@ def test_a_run_of_rejected_rows_only_has_unknown_figures(tmp_path):
     folder = made_up(tmp_path, 60)
     lines = [line for line in (folder / "dialogues.jsonl").read_text().splitlines() if '"rejected"' in line]
     (folder / "dialogues.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(BenchError, match="holds 1 of 60 dialogues"):
+        evaluate(folder)
+    run = files.read_run(folder)
+    files.write_run(folder, run.model_copy(update={"bench": run.bench.model_copy(update={"rows": 1})}))
     result = evaluate(folder)
     assert result.account.rejected == result.account.rows == 1
     assert np.isnan(result.overall["safe"].estimate.value)

@@ -1,5 +1,6 @@
 """The journal: what was answered is not asked again, at any temperature, whatever kills the process."""
 
+import errno
 import json
 import os
 import random
@@ -176,6 +177,21 @@ def test_a_full_disk_is_said_and_leaves_no_torn_line(path, monkeypatch):
     assert journal.get(("q", "s", 0), "p") is None
     journal.close()
     assert len(path.read_bytes().splitlines()) == 1
+
+
+def test_a_disk_without_any_room_is_an_error_of_the_journal_and_not_of_the_row(path, monkeypatch):
+    journal = Journal(path)
+    journal.put(("row 1", "planner", 0), "p", ANSWER)
+
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("write", "fsync"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"verl_steer.chat.journal.os.{name}", no_room)
+            with pytest.raises(JournalError, match=r"journal.jsonl cannot be .*: No space left on device"):
+                journal.put(("row 2", "planner", 0), "p", ANSWER) if name == "write" else journal.close()
+    assert len(Journal(path)) == 1, "closed all the same, and whole"
 
 
 def test_answers_survive_the_death_of_the_process(path):

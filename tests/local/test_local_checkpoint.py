@@ -187,10 +187,13 @@ def test_the_server_says_what_is_wrong_with_a_request(student):
             ({"messages": ["hello"]}, 400, "object with a role"),
             ({"stream": True}, 400, "stream is not supported"),
             ({"max_tokens": "many"}, 400, "positive integer"),
+            ({"messages": [{"role": "user", "content": ["hello"]}]}, 400, "must be an object, found str"),
+            ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "must hold image_url.url"),
         ]:
             refused = httpx.post(f"{url}/chat/completions", json={**good, **change})
             assert refused.status_code == status and said in refused.json()["error"]["message"]
         assert httpx.post(f"{url}/chat/completions", content=b"{").status_code == 400
+        assert httpx.post(f"{url}/chat/completions", json={**good, "seed": 2**70}, timeout=60).status_code == 200
 
 
 def test_a_checkpoint_is_found_in_what_verl_writes(student, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import shutil
 import time
 from collections import Counter
 
@@ -143,6 +144,7 @@ def test_failures_of_a_server_are_tried_again_on_request_and_only_they(tmp_path,
         broken["on"], asked = False, len(server.requests)
         stored = {(r["model"], r["seed"]) for r in server.requests if r["model"] != "microworld-blue" or r["seed"] % 3}
         assert made.shards.reopen_failed() > 0
+        assert not (tmp_path / "out" / "account.json").exists(), "it is under way again"
         asyncio.run(made.run(made.open()))
         account = made.shards.close_account()
         again = [(r["model"], r["seed"]) for r in server.requests[asked:]]
@@ -150,6 +152,23 @@ def test_failures_of_a_server_are_tried_again_on_request_and_only_they(tmp_path,
     with microworld() as server:
         build(server, seed_file, tmp_path / "whole")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_a_shard_without_its_candidates_is_not_done(tmp_path, seed_file, finished):
+    """What the error about a damaged file tells to do: remove it and build again."""
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    damaged = out / "candidates" / "00001.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"00001.parquet holds no candidates: .*; remove it and build again"):
+        list(Shards.look(out).candidates())
+    damaged.unlink()
+    with microworld() as server:
+        made = Build(SynthConfig.from_mapping(settings_for(server, finished[0].parent)), [seed_file], out)
+        assert made.open() == [1]
+        asyncio.run(made.run(made.open()))
+        made.shards.close_account()
+    assert len(list(made.shards.candidates())) == finished[1].candidates.total()
 
 
 def test_a_missing_verdict_is_none_and_never_a_score(tmp_path, seed_file):

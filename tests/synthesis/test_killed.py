@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+from interrupts import hear_ctrl_c
 from synthesis_builds import files_of, microworld, settings_for
 
 from verl_steer.chat.client import seed_of
@@ -72,7 +73,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(finished, seed_file, 
         (tmp_path / "build.yaml").write_text(json.dumps(settings_for(server, tmp_path)))
         command = [sys.executable, "-m", "verl_steer.cli", "synth", "build", str(tmp_path / "build.yaml")]
         command += ["--seeds", str(seed_file), "--out", str(tmp_path / "out"), "--no-select"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c)
         while process.poll() is None and len(server.requests) < len(undisturbed) // 2:
             time.sleep(0.001)
         process.send_signal(signal.SIGINT)

@@ -179,6 +179,22 @@ def test_a_split_of_size_0_is_left_out(candidates, tmp_path):
     assert not (tmp_path / "bench.parquet").exists()
 
 
+def test_a_split_that_is_no_longer_wanted_does_not_stay_beside_the_new_ones(candidates, tmp_path):
+    """The rows of the old bench may be in the new SFT split by now."""
+    select_splits(candidates, settings(), tmp_path / "a")
+    select_splits(candidates, settings(bench={"size": 0}), tmp_path / "a")
+    select_splits(candidates, settings(bench={"size": 0}), tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_an_id_that_is_a_formula_is_a_text_in_the_csv_file(candidates, tmp_path):
+    odd = dataclasses.replace(
+        candidates[0], script=candidates[0].script.model_copy(update={"id": "=1+1"}), cluster="@seed"
+    )
+    select_splits([odd, *candidates[3:]], settings(), tmp_path)
+    assert "\n'=1+1,'@seed,benign," in (tmp_path / "candidates.csv").read_text()
+
+
 def test_a_candidate_without_its_seed_is_an_error(candidates, tmp_path):
     lost = dataclasses.replace(candidates[3], cluster="")
     with pytest.raises(DataError, match=r"'any-000004' has no cluster"):
@@ -225,8 +241,8 @@ def test_sft_rows_are_the_dialogues_and_the_others_the_scripts(candidates, tmp_p
     given = [dataclasses.replace(one, dialogue=one.dialogue.model_copy(update={"turns": asked}))]
     for split in ("sft", "rl"):
         sizes = {s: {"size": int(s == split), "mean_turns": None, "benign": 0, "harmful": 0} for s in SPLITS}
-        select_splits(given, SelectionConfig.from_mapping(sizes), tmp_path)
-    (sft,), (rl,) = (list(read_split(tmp_path / f"{s}.parquet")) for s in ("sft", "rl"))
+        select_splits(given, SelectionConfig.from_mapping(sizes), tmp_path / split)
+    (sft,), (rl,) = (list(read_split(tmp_path / s / f"{s}.parquet")) for s in ("sft", "rl"))
     assert sft.turns[0].text.startswith("rewritten ") and sft.turns[0].reply
     assert rl.turns[0].text == one.script.turns[0].text
 

@@ -1,6 +1,8 @@
 """`verl-steer synth`: one command from seeds to splits; what is dangerous is not printed unasked."""
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -10,7 +12,11 @@ from verl_steer.cli import main
 from verl_steer.data.splits import read_split
 from verl_steer.dialogue import Kind
 from verl_steer.microworld.seeds import seeds
+from verl_steer.synthesis.commands import _select
+from verl_steer.synthesis.review import Review
+from verl_steer.synthesis.selection_config import SelectionConfig
 from verl_steer.synthesis.shards import Shards
+from verl_steer.synthesis.show import describe
 
 SELECTION = {"sft": {"size": 12}, "rl": {"size": 4}, "bench": {"size": 6}, "allow_short": True}
 
@@ -95,6 +101,30 @@ def test_show_prints_a_candidate_and_red_team_text_only_if_asked(world, capsys):
     assert f"{ended.id}: filtered: attack_failed" in capsys.readouterr().out
     assert main(["synth", "show", str(world / "out"), "nobody"]) == 2
     assert "no branch 'nobody'" in capsys.readouterr().err
+
+
+def test_nothing_that_a_model_or_a_data_set_wrote_reaches_the_terminal_as_a_command(world, capsys):
+    shards = Shards.look(world / "out")
+    candidate = next(c for c in shards.candidates() if c.script.kind is Kind.BENIGN)
+    odd = candidate.script.model_copy(update={"id": "a\x1b[2Jb", "category": "c\x9b8md"})
+    shown = describe(dataclasses.replace(candidate, script=odd))
+    assert shown.startswith("ab: benign, ") and "category cd\n" in shown
+    assert all(c.isprintable() or c == "\n" for c in shown)
+
+
+def test_the_warning_is_there_before_the_rows(tmp_path, monkeypatch):
+    (tmp_path / "review.yaml").write_text(REVIEW)
+    build = SimpleNamespace(
+        review=Review(tmp_path / "review.yaml"), shards=SimpleNamespace(candidates=lambda: iter(()))
+    )
+
+    def killed(candidates, config, out, progress):
+        assert "red-team conversations" in (out / "WARNING.md").read_text()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("verl_steer.synthesis.select.select_splits", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _select(build, SelectionConfig(), tmp_path)
 
 
 def test_without_a_review_nothing_is_written(tmp_path, capsys):

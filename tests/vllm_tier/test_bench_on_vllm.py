@@ -75,7 +75,7 @@ def judged(played: Path, tutor_server: VllmServer) -> Path:
     command = ["judge", played, "--judge", tutor_server.model, "--url", tutor_server.base_url, "--name", "structured"]
     path = played / files.VERDICTS / "structured.jsonl"
 
-    started = time.monotonic()
+    started, cache = time.monotonic(), tutor_server.prefix_cache()
     stopped(*command, when=lambda: _lines(path) >= REPLIES // 4, limit_s=300)
     kept = {place for place, line in _verdicts(played, "structured").items() if line.outcome is Outcome.OK}
     before = tutor_server.answered()
@@ -84,7 +84,9 @@ def judged(played: Path, tutor_server: VllmServer) -> Path:
     new = [line for place, line in _verdicts(played, "structured").items() if place not in kept]
     assert len(new) == REPLIES - len(kept)
     assert tutor_server.answered() - before == sum(line.calls for line in new), "the verdicts that were missing, only"
+    used = tutor_server.prefix_cache().since(cache)
     print(f"{REPLIES} verdicts in {time.monotonic() - started:.0f} s, {len(kept)} of them before Ctrl-C")
+    print(f"{used.hit} of {used.queried} prompt tokens came from the prefix cache")
     return played
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from verl_steer.bench.console import Advance, guarded, progress_of
+from verl_steer.bench.console import Advance, guarded, in_a_line, progress_of
 
 
 def add(commands: Any) -> Any:
@@ -74,14 +74,25 @@ def _add_calls(parser: argparse.ArgumentParser, concurrency: int) -> None:
     parser.add_argument("--cache", type=Path, help="file of answers at temperature 0, shared by runs (SQLite)")
 
 
+def _check_numbers(arguments: argparse.Namespace, *more: str) -> None:
+    """Said before the first call: with no place at all a run would wait for ever."""
+    from verl_steer.bench.lines import BenchError
+
+    for name in ("max_tokens", "concurrency", "attempts", *more):
+        if getattr(arguments, name) < 1:
+            raise BenchError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: give 1 or more")
+    if not 0 < arguments.timeout < float("inf"):
+        raise BenchError(f"--timeout {arguments.timeout}: give a number of seconds above 0")
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from verl_steer.bench import rows
     from verl_steer.bench.lines import BenchError
     from verl_steer.bench.policies import ConstantPolicy, policies_of
 
-    for name in ("max_tokens", "concurrency", "attempts", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise BenchError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: give 1 or more")
+    _check_numbers(arguments, "batch_size")
+    if not 0 <= arguments.temperature < float("inf"):
+        raise BenchError(f"--temperature {arguments.temperature}: give 0 (greedy) or more")
     bench = rows.describe(arguments.bench)
     if not arguments.policy:
         return _play(arguments, bench, arguments.out, *_model(arguments))
@@ -162,7 +173,7 @@ def _play(arguments: argparse.Namespace, bench: Any, folder: Path, chat: Any, mo
         f"{len(found)} rows in = {counts['done']} done + {counts['failed']} failed + {counts['rejected']} rejected "
         f"-> {folder}\n"
     )
-    for reason, times in Counter(played.why[:160] for played in found if played.why).most_common(5):
+    for reason, times in Counter(in_a_line(played.why) for played in found if played.why).most_common(5):
         sys.stdout.write(f"  {times} x {reason}\n")
     return 0 if counts["done"] else 1
 
@@ -192,10 +203,14 @@ def _judge(arguments: argparse.Namespace) -> int:
     from verl_steer.bench import files
     from verl_steer.bench.inference import fence_key
     from verl_steer.bench.judging import Settings, places_of
+    from verl_steer.bench.lines import BenchError
     from verl_steer.bench.models import Endpoint, ask_what_is_offered, judge_of
     from verl_steer.bench.run import judge_bench, note_judge
 
-    run, dialogues = files.read_run(arguments.folder), files.read_dialogues(arguments.folder)
+    _check_numbers(arguments)
+    if arguments.canary_attacks < 0:
+        raise BenchError(f"--canary-attacks {arguments.canary_attacks}: give 0 or more")
+    run, dialogues = files.read_finished(arguments.folder)
     name = files.check_name(arguments.name or arguments.judge.replace("/", "-"), "--name")
     endpoint = None
     if arguments.url:
@@ -263,7 +278,7 @@ def _noted(arguments: argparse.Namespace, judge: Any, prompted: bool, before: An
     with progress_of("canaries", total) as advance:
         report = asyncio.run(ask(advance))
     for failure in report.failures:
-        sys.stdout.write(f"canaries: {failure}\n")
+        sys.stdout.write(f"canaries: {in_a_line(failure, 400)}\n")
     sys.stdout.write(f"canaries: {'does not pass' if report.failures else 'passes'} ({total} asked)\n")
     return Judge(
         model=judge.model,
@@ -274,8 +289,10 @@ def _noted(arguments: argparse.Namespace, judge: Any, prompted: bool, before: An
 
 def _agreement(arguments: argparse.Namespace) -> int:
     from verl_steer.bench.agreement import agreement
-    from verl_steer.bench.files import read_verdicts
+    from verl_steer.bench.files import read_dialogues, read_verdicts
+    from verl_steer.bench.judging import standing
 
-    first, second = (read_verdicts(arguments.folder, name) for name in (arguments.first, arguments.second))
+    played, names = read_dialogues(arguments.folder), (arguments.first, arguments.second)
+    first, second = (standing(played, read_verdicts(arguments.folder, name)) for name in names)
     sys.stdout.write(json.dumps(agreement(first, second).to_json(), indent=1) + "\n")
     return 0

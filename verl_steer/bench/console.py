@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Advance = Callable[[str], None]
+_EXTRA = ("scipy", "jinja2", "matplotlib")
 
 
 def guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
@@ -20,14 +21,19 @@ def guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.N
         from verl_steer.chat.endpoints import ChatConfigError
         from verl_steer.chat.journal import JournalError
         from verl_steer.local.checkpoint import CheckpointError
+        from verl_steer.records import RecordError
 
-        told = (BenchError, CacheError, ChatConfigError, CheckpointError, JournalError, OSError)
+        told = (BenchError, CacheError, ChatConfigError, CheckpointError, JournalError, OSError, RecordError)
         try:
             return action(arguments)
         except told as error:
             return _say(error)
+        except ModuleNotFoundError as error:
+            if error.name not in _EXTRA:
+                raise
+            return _say(f'{error.name} is missing; pip install "verl-steer[bench]"')
         except KeyboardInterrupt:
-            sys.stderr.write("\nverl-steer: stopped; the same command goes on where it was\n")
+            sys.stderr.write("\nverl-steer: stopped; what is written is whole, and the same command goes on\n")
             return 130
         except BaseExceptionGroup as group:  # of tasks side by side; the first one says what was wrong
             told_of, others = group.split((*told, ValueError))
@@ -42,9 +48,18 @@ def _leaf(error: BaseException) -> BaseException:
     return _leaf(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
-def _say(error: BaseException) -> int:
-    sys.stderr.write(f"verl-steer: {error}\n")
+def _say(error: BaseException | str) -> int:
+    from verl_steer.chat.text import visible
+
+    sys.stderr.write(f"verl-steer: {visible(str(error))}\n")  # a server's words may be in it
     return 2
+
+
+def in_a_line(text: str, length: int = 160) -> str:
+    """What a model or a server said, for a terminal: one line without control signs."""
+    from verl_steer.chat.text import visible
+
+    return " ".join(visible(text).split())[:length]
 
 
 @contextmanager

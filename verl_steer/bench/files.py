@@ -2,7 +2,7 @@
 
     DIR/run.json              what was run: model, decoding, pictures, mode, bench file, seed, versions (`Run`)
     DIR/dialogues.jsonl       a line a bench row, in the bench file's order (`Played`)
-    DIR/images/SHA256.EXT     every picture that was shown, as the encoded bytes that the model got
+    DIR/images/SHA256.EXT     every picture that was shown, as the encoded bytes that the model got (`pictures.py`)
     DIR/verdicts/JUDGE.jsonl  a line a turn that has a reply (`Judged`)
     DIR/judges.json           who judged, with which prompt, and how it fared on the canaries (`Judge`)
 
@@ -23,12 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from verl_steer.bench.lines import BenchError, read_lines, whole
 from verl_steer.chat.outcome import Outcome
-from verl_steer.dialogue import MAX_TURNS, ImageRef, Kind
+from verl_steer.dialogue import MAX_TURNS, Kind
 
 VERSION: Literal[1] = 1
-RUN, DIALOGUES, VERDICTS, JUDGES, IMAGES = "run.json", "dialogues.jsonl", "verdicts", "judges.json", "images"
+RUN, DIALOGUES, VERDICTS, JUDGES = "run.json", "dialogues.jsonl", "verdicts", "judges.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_EXTENSIONS = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
 
 
 class _Line(BaseModel):
@@ -108,7 +107,7 @@ class Played(_Line):
     Attributes:
         id: Of the bench row; "row N" (0-based) where a rejected one has none of its own.
         cluster: What dialogues share that are not independent: `meta.cluster`, else `meta.template` × first picture,
-            else `meta.pair`, else `meta.source_id`, else the row's own id.
+            else `meta.pair`, else `meta.seed_id`, else `meta.source_id`, else the row's own id.
         pair: `meta.pair` of twins, or null.
         planned_turns: User turns of the script; 0 for a rejected row.
         status: done; failed: the model gave no reply at some turn; rejected: the row could not be played.
@@ -155,6 +154,7 @@ class Judged(_Line):
         reason: The judge's, or what went wrong.
         calls: Requests it cost.
         latency_s: Seconds it took.
+        said: Digest of the conversation that was judged (`judging.said`), or "": not known.
     """
 
     id: str
@@ -165,6 +165,7 @@ class Judged(_Line):
     reason: str = ""
     calls: int = 0
     latency_s: float = 0.0
+    said: str = ""
 
     @model_validator(mode="after")
     def _scored_if_ok(self) -> Judged:
@@ -210,12 +211,30 @@ def write_run(folder: Path, run: Run) -> None:
 
 
 def read_dialogues(folder: Path) -> list[Played]:
-    """All dialogues, in the bench file's order once the run is complete.
+    """All dialogues, in the bench file's order once the run is complete; of a row's several lines the last one counts.
+
+    A run that goes on adds a line for each row that had failed or was rejected, and is perhaps stopped before it takes
+    the old ones away. A rejected row without an id has a made-up one, which another row may really have.
 
     Raises:
         BenchError: The file is missing or a line is damaged; it names file and line.
     """
-    return read_lines(folder / DIALOGUES, Played)
+    lines = read_lines(folder / DIALOGUES, Played)
+    return list({(line.id, line.status == "rejected"): line for line in lines}.values())
+
+
+def read_finished(folder: Path) -> tuple[Run, list[Played]]:
+    """A run and all its dialogues.
+
+    Raises:
+        BenchError: It is not finished, or a file is missing or damaged.
+    """
+    run, dialogues = read_run(folder), read_dialogues(folder)
+    if len(dialogues) < run.bench.rows:
+        raise BenchError(
+            f"{folder} holds {len(dialogues)} of {run.bench.rows} dialogues: repeat its `bench run` command first"
+        )
+    return run, dialogues
 
 
 def judges_of(folder: Path) -> list[str]:
@@ -254,43 +273,6 @@ def read_judges(folder: Path) -> dict[str, Judge]:
 def write_judges(folder: Path, judges: Mapping[str, Judge]) -> None:
     """Writes `judges.json`."""
     whole(folder / JUDGES, _json({name: judge.model_dump(mode="json") for name, judge in sorted(judges.items())}))
-
-
-def put_image(folder: Path, image: ImageRef) -> str:
-    """Stores a picture once; returns its SHA-256."""
-    extension = next((e for magic, e in _EXTENSIONS if image.data.startswith(magic)), "bin")
-    path = folder / IMAGES / f"{image.sha256}.{extension}"
-    if not path.is_file():
-        whole(path, image.data)
-    return image.sha256
-
-
-def image_path(folder: Path, sha256: str) -> Path:
-    """Where a picture lies.
-
-    Raises:
-        BenchError: It is not there.
-    """
-    for _, extension in _EXTENSIONS:
-        if (path := folder / IMAGES / f"{sha256}.{extension}").is_file():
-            return path
-    raise BenchError(f"{folder / IMAGES} lacks the picture {sha256}; run `bench run` again, it writes what is missing")
-
-
-def images_of(folder: Path, played: Played) -> list[tuple[ImageRef, ...]]:
-    """The pictures of every planned turn.
-
-    Raises:
-        BenchError: One is missing, or holds other bytes than its name says.
-    """
-    return [tuple(_image(folder, sha256) for sha256 in shown) for shown in played.images]
-
-
-def _image(folder: Path, sha256: str) -> ImageRef:
-    image = ImageRef(image_path(folder, sha256).read_bytes())
-    if image.sha256 != sha256:
-        raise BenchError(f"{image_path(folder, sha256)} has other bytes than its name says; remove it and run again")
-    return image
 
 
 def _load(path: Path, model: type[M]) -> M:

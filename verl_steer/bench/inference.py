@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from verl_steer.bench.files import BenchFile, Played, PlayedTurn, put_image
-from verl_steer.bench.lines import Lines
+from verl_steer.bench.files import BenchFile, Played, PlayedTurn
+from verl_steer.bench.lines import LONE_SURROGATE, Lines
+from verl_steer.bench.pictures import put_image
 from verl_steer.bench.rows import Item
 from verl_steer.chat.client import Chat
 from verl_steer.chat.outcome import ChatResult, Outcome
@@ -25,8 +26,6 @@ from verl_steer.roles.fence import fence_tag
 from verl_steer.roles.frozen import chat_messages
 from verl_steer.roles.tutor import Exchange, TutorRequest
 
-# No character at all, and no file or request can hold it.
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _THINKING = re.compile(r"<think(?:ing)?>(?P<inside>.*?)(?:</think(?:ing)?>|\Z)", re.S)
 Progress = Callable[[Played], None]
 
@@ -78,7 +77,7 @@ async def play_all(
         chat: The model.
         attacker: Rewrites the planned questions, or None: the script is followed.
         settings: See there.
-        folder: The run's; pictures are stored in it before the dialogue is.
+        folder: The run's; pictures are stored in it before the dialogue is, those of played ones where they have gone.
         lines: `dialogues.jsonl`; what is done in it already is not played again.
         progress: Called with every dialogue as it ends.
 
@@ -105,12 +104,13 @@ async def play_all(
         for at, item in enumerate(items):
             if isinstance(item, Played):
                 ended(at, item)
-            elif (known := before.get(item.script.seed_id)) is not None:
+                continue
+            for image in (image for turn in item.script.turns for image in turn.images):
+                put_image(folder, image)
+            if (known := before.get(item.script.seed_id)) is not None:
                 ended(at, known, new=False)
             else:
                 await slots.acquire()
-                for image in (image for turn in item.script.turns for image in turn.images):
-                    put_image(folder, image)
                 group.create_task(one(at, item))
     in_order = [found[at] for at in sorted(found)]
     lines.settle(in_order)
@@ -196,7 +196,7 @@ def _turn(question: str, strategy: str, found: ChatResult) -> PlayedTurn:
     return PlayedTurn(
         question=question,
         strategy=strategy,
-        reply=_LONE_SURROGATE.sub("\ufffd", reply),
+        reply=LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", reply),
         outcome=found.outcome,
         finish_reason=found.finish_reason,
         completion_tokens=found.completion_tokens,

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from verl_steer.bench.files import Judged, Played, judges_of, read_dialogues, read_verdicts
+from verl_steer.bench.files import Judged, Played, judges_of, read_finished, read_verdicts
 from verl_steer.bench.intervals import Floats
+from verl_steer.bench.judging import standing
 from verl_steer.bench.lines import BenchError
 from verl_steer.dialogue import MAX_TURNS, Kind
 
@@ -171,7 +172,8 @@ def load(folder: Path, judge: str) -> tuple[list[Played], dict[tuple[str, int], 
     """Dialogues, verdicts and arrays of a run.
 
     Raises:
-        BenchError: A file is missing or damaged.
+        BenchError: The run is not finished, or a file is missing or damaged.
     """
-    dialogues, verdicts = read_dialogues(folder), read_verdicts(folder, judge)
+    dialogues = read_finished(folder)[1]
+    verdicts = standing(dialogues, read_verdicts(folder, judge))
     return dialogues, verdicts, as_arrays(dialogues, verdicts)

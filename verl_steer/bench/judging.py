@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from verl_steer.bench.files import Judged, Played, images_of
+from verl_steer.bench.files import Judged, Played
 from verl_steer.bench.inference import history_of
 from verl_steer.bench.lines import BenchError, Lines
+from verl_steer.bench.pictures import images_of
 from verl_steer.chat.outcome import Outcome
 from verl_steer.dialogue import Kind, Script, UserTurn
 from verl_steer.roles.fence import fence_tag
@@ -41,6 +44,22 @@ def places_of(dialogues: Sequence[Played]) -> list[Place]:
     return [(d.id, n) for d in dialogues for n, turn in enumerate(d.turns, 1) if turn.answered]
 
 
+def said(dialogue: Played, turn: int) -> str:
+    """Digest of a conversation up to the reply of a turn: a verdict on other words is no verdict on these."""
+    spoken = [[t.question, t.reply] for t in dialogue.turns[:turn]]
+    return hashlib.sha256(json.dumps(spoken).encode()).hexdigest()[:16]
+
+
+def standing(dialogues: Sequence[Played], verdicts: Mapping[Place, Judged]) -> dict[Place, Judged]:
+    """The verdicts but for those on a conversation that went otherwise than the run's does by now."""
+    played = {d.id: d for d in dialogues}
+    return {
+        (name, turn): line
+        for (name, turn), line in verdicts.items()
+        if not line.said or (name in played and line.said == said(played[name], turn))
+    }
+
+
 async def judge_all(
     dialogues: Sequence[Played],
     scripts: Mapping[str, Script],
@@ -58,7 +77,7 @@ async def judge_all(
         judge: Who judges.
         settings: See there.
         folder: The run's, for its pictures.
-        lines: The judge's file; an `ok` line in it stands, everything else is asked for again.
+        lines: The judge's file; an `ok` line on these very words stands, everything else is asked for again.
         progress: Called with every verdict as it comes.
 
     Returns:
@@ -70,13 +89,14 @@ async def judge_all(
         raise BenchError(
             f"{lines.path} judges {strangers[0]!r}, which the run does not hold: it is another run's; remove the file"
         )
+    found = standing(dialogues, found)
     for line in found.values():
         progress(line)
     slots = asyncio.Semaphore(settings.concurrency)
 
-    async def one(request: JudgeRequest, place: Place) -> None:
+    async def one(request: JudgeRequest, place: Place, spoken: str) -> None:
         try:
-            verdict = _line(place, await judge.judge(request))
+            verdict = _line(place, await judge.judge(request), spoken)
             lines.append(verdict)
             found[place] = verdict
             progress(verdict)
@@ -90,7 +110,7 @@ async def judge_all(
                 continue
             for request, turn in _requests(dialogue, scripts, settings, folder, missing):
                 await slots.acquire()
-                group.create_task(one(request, (dialogue.id, turn)))
+                group.create_task(one(request, (dialogue.id, turn), said(dialogue, turn)))
     in_order = [found[place] for place in places]
     lines.settle(in_order)
     return in_order
@@ -123,7 +143,7 @@ def _script(dialogue: Played) -> Script:
     return Script(dialogue.id, dialogue.kind or Kind.BENIGN, turns, dialogue.category, dialogue.source, dialogue.system)
 
 
-def _line(place: Place, verdict: Judgement) -> Judged:
+def _line(place: Place, verdict: Judgement, spoken: str) -> Judged:
     return Judged(
         id=place[0],
         turn=place[1],
@@ -133,4 +153,5 @@ def _line(place: Place, verdict: Judgement) -> Judged:
         reason=verdict.reason,
         calls=verdict.calls,
         latency_s=verdict.latency_s,
+        said=spoken,
     )

@@ -17,7 +17,10 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from verl_steer.whole import replacing
+
 M = TypeVar("M", bound=BaseModel)
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -46,10 +49,10 @@ class Lines(Generic[M]):
             os.close(self._lock)
             raise BenchError(f"{path} is being written by another process; let it end first") from error
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-            data = path.read_bytes()
-            os.ftruncate(self._file, data.rfind(b"\n") + 1)
+            data = path.read_bytes() if path.is_file() else b""
             self.found = _parsed(path, data[: data.rfind(b"\n") + 1], model)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            os.ftruncate(self._file, data.rfind(b"\n") + 1)
         except BaseException:
             os.close(self._lock)
             raise
@@ -71,9 +74,11 @@ class Lines(Generic[M]):
 
     def close(self) -> None:
         """Forces the file to disk and lets others write it."""
-        os.fsync(self._file)
-        os.close(self._file)
-        os.close(self._lock)
+        try:
+            os.fsync(self._file)
+        finally:
+            os.close(self._file)
+            os.close(self._lock)
 
 
 def read_lines(path: Path, model: type[M]) -> list[M]:
@@ -92,15 +97,10 @@ def read_lines(path: Path, model: type[M]) -> list[M]:
 def whole(path: Path, data: bytes) -> None:
     """Writes a file (mode 0600) so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, os.fdopen(os.open(temporary, _NEW, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _parsed(path: Path, data: bytes, model: type[M]) -> list[M]:

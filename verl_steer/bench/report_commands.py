@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Action = Callable[[argparse.Namespace], int]
+from verl_steer.bench.console import guarded
 
 
 def add_report_commands(actions: Any) -> None:
@@ -23,7 +22,7 @@ def add_report_commands(actions: Any) -> None:
     report.add_argument("--judge", help="whose verdicts count, where several have judged")
     report.add_argument("--out", type=Path, help="folder to write (default: DIR/report of the first run)")
     report.add_argument("--redact", action="store_true", help="no text and no picture of a dialogue in the page")
-    report.set_defaults(run=_guarded(_report))
+    report.set_defaults(run=guarded(_report))
 
     compare = actions.add_parser("compare", help="is the second run better than the first? paired, over one bench")
     compare.add_argument("first", type=Path, metavar="A")
@@ -34,7 +33,7 @@ def add_report_commands(actions: Any) -> None:
     )  # fmt: skip
     compare.add_argument("--judge", help="whose verdicts count, where several have judged")
     compare.add_argument("--json", action="store_true", help="print the differences as JSON")
-    compare.set_defaults(run=_guarded(_compare))
+    compare.set_defaults(run=guarded(_compare))
 
 
 def add_records_report(actions: Any) -> None:
@@ -44,31 +43,7 @@ def add_records_report(actions: Any) -> None:
     report.add_argument("--out", type=Path, help="folder to write (default: DIRECTORY/report)")
     report.add_argument("--images", type=Path, help="folder of pictures named by their SHA-256; records hold none")
     report.add_argument("--redact", action="store_true", help="no text of a dialogue in the page")
-    report.set_defaults(run=_guarded(_records))
-
-
-def _guarded(action: Action) -> Action:
-    """Errors in a line, exit status 2; Ctrl-C leaves no half file, exit status 130."""
-
-    def run(arguments: argparse.Namespace) -> int:
-        from verl_steer.bench.lines import BenchError
-        from verl_steer.records import RecordError
-
-        try:
-            return action(arguments)
-        except (BenchError, RecordError, OSError) as error:
-            sys.stderr.write(f"verl-steer: {error}\n")
-            return 2
-        except ModuleNotFoundError as error:
-            if error.name not in ("scipy", "jinja2", "matplotlib"):
-                raise
-            sys.stderr.write(f'verl-steer: reports need {error.name}; pip install "verl-steer[bench]"\n')
-            return 2
-        except KeyboardInterrupt:
-            sys.stderr.write("\nverl-steer: stopped; what is written is whole, give the same command again\n")
-            return 130
-
-    return run
+    report.set_defaults(run=guarded(_records))
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from verl_steer.data.images import SIZES, ImagePolicy, normalise
 from verl_steer.data.rows import DataError, RowError
 from verl_steer.data.schemas import AnyRow, BenchRow, ScriptRow, to_script
 from verl_steer.dialogue import ImageRef, Script
+from verl_steer.roles.layout import media_type
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,13 @@ def _item(row: AnyRow | RowError, preset: str) -> Item:
             for turn in script.turns
         )
         script = replace(script, turns=turns)
+    for image in (image for turn in script.turns for image in turn.images):
+        try:
+            media_type(image.data)
+        except ValueError as error:  # no model can be shown it; one such row must not end the run
+            raise RowError(
+                f"row {row.id!r}: {error}; an --image-preset other than keep encodes pictures anew"
+            ) from error
     pair = row.meta.get("pair")
     return Item(
         script,
@@ -111,11 +119,12 @@ def _item(row: AnyRow | RowError, preset: str) -> Item:
 
 
 def _cluster(row: ScriptRow) -> str:
-    """What rows share that are no independent draws: twins, a template with a picture, a question of the source."""
+    """What rows share that are no independent draws: twins, a template with a picture, a seed of `synth build` (it has up
+    to three scripts), a question of the source."""
     meta = row.meta
     if meta.get("cluster") is not None:
         return str(meta["cluster"])
     if meta.get("template") is not None:
         shown = next((image.sha256[:12] for turn in row.turns for image in turn.images), "no picture")
         return f"{meta['template']} × {shown}"
-    return str(next((meta[name] for name in ("pair", "source_id") if meta.get(name) is not None), row.id))
+    return str(next((meta[name] for name in ("pair", "seed_id", "source_id") if meta.get(name) is not None), row.id))

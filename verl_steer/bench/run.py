@@ -150,11 +150,7 @@ def judge_bench(
     Raises:
         BenchError: The run is not finished, or the bench file has changed since.
     """
-    run, dialogues = files.read_run(folder), files.read_dialogues(folder)
-    if len(dialogues) < run.bench.rows:
-        raise BenchError(
-            f"{folder} holds {len(dialogues)} of {run.bench.rows} dialogues: repeat its `bench run` command first"
-        )
+    run, dialogues = files.read_finished(folder)
     scripts = {}
     if hidden_state:
         path = Path(run.bench.file)

@@ -92,7 +92,11 @@ class Journal:
         row, step, attempt = place
         line = {"row": row, "step": step, "attempt": attempt, "prompt": prompt, "reply": result_to_dict(found)}
         data = json.dumps(line).encode("ascii") + b"\n"
-        if os.write(self._file, data) != len(data):
+        try:
+            written = os.write(self._file, data)
+        except OSError as error:
+            raise JournalError(f"{self.path} cannot be written: {error.strerror}") from error
+        if written != len(data):
             os.ftruncate(self._file, self._end)
             raise JournalError(f"{self.path}: the disk is full")
         self._where[place] = (self._end, len(data))
@@ -107,14 +111,19 @@ class Journal:
     def sync(self) -> None:
         """Forces everything to disk."""
         self._dirty, self._synced_at = False, time.monotonic()
-        os.fsync(self._file)
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise JournalError(f"{self.path} cannot be forced to disk: {error.strerror}") from error
 
     def close(self) -> None:
         """Forces everything to disk and lets others write."""
         if self._file >= 0:
-            self.sync()
-            os.close(self._file)
-            self._file = -1
+            try:
+                self.sync()
+            finally:
+                os.close(self._file)
+                self._file = -1
 
     def _lock(self) -> None:
         try:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from verl_steer.data.formats import read_any
-from verl_steer.data.parts import write_text
 from verl_steer.data.rows import DataError, RowError
 from verl_steer.data.schemas import AnyRow, Exchange
 from verl_steer.data.validate import images_of, turns_of
+from verl_steer.whole import replacing, write_text
 
 # Table 1 of the paper: dialogues, turns, average turns.
 PAPER = {
@@ -168,7 +168,6 @@ def _histogram(figures: Figures, out: Path) -> None:
     axes.bar_label(bars)
     axes.margins(y=0.1)  # room for the highest bar's label
     axes.set(xlabel="user turns", ylabel="rows", xticks=range(1, 11), xlim=(0.4, 10.6))
-    temporary = out.with_name(f".{out.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    with replacing(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)
-    temporary.replace(out)

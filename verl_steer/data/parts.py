@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from verl_steer.whole import replacing, write_text
 
 
 @dataclass
@@ -86,21 +87,18 @@ class Parts:
     def join(self, schema: pa.Schema) -> Account:
         """Joins the parts into the result and takes them away."""
         read = written = rejected = 0
-        temporary = self.out.with_name(f".{self.out.name}.{os.getpid()}.tmp")
-        faults = self.rejected_path.with_name(f".{self.rejected_path.name}.{os.getpid()}.tmp")
-        try:
-            with pq.ParquetWriter(temporary, schema) as writer, faults.open("w", encoding="utf-8") as lines:
-                for number, part in enumerate(self._committed()):
-                    if part.written:
-                        writer.write_table(pq.ParquetFile(self._path(number, "parquet")).read(use_threads=False))
-                        pa.default_memory_pool().release_unused()
-                    lines.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in part.rejected)
-                    read, written, rejected = read + part.read, written + part.written, rejected + len(part.rejected)
-            faults.replace(self.rejected_path)
-            temporary.replace(self.out)
-        finally:
-            temporary.unlink(missing_ok=True)
-            faults.unlink(missing_ok=True)
+        with (
+            replacing(self.out) as temporary,
+            replacing(self.rejected_path) as faults,
+            pq.ParquetWriter(temporary, schema) as writer,
+            faults.open("w", encoding="utf-8") as lines,
+        ):
+            for number, part in enumerate(self._committed()):
+                if part.written:
+                    writer.write_table(pq.ParquetFile(self._path(number, "parquet")).read(use_threads=False))
+                    pa.default_memory_pool().release_unused()
+                lines.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in part.rejected)
+                read, written, rejected = read + part.read, written + part.written, rejected + len(part.rejected)
         account = Account(read, written, rejected, self.rejected_path, file_hash(self.out))
         write_text(self._account, json.dumps({**asdict(account), "rejected_path": "", "plan": self.plan}, indent=1))
         shutil.rmtree(self.folder)
@@ -114,16 +112,6 @@ class Parts:
 
     def _path(self, number: int, ending: str) -> Path:
         return self.folder / f"{number:06d}.{ending}"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def file_hash(path: Path) -> str:

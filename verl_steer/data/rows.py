@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_steer.dialogue import MAX_TURNS, ImageRef, Kind, Script, UserTurn
+from verl_steer.whole import replacing
 
 IMAGE = "<image>"
 # verl's data set splits contents at these, so text that holds one would be read as media.
@@ -140,13 +141,9 @@ def write_rows(rows: Iterable[Row], path: str | os.PathLike[str]) -> int:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
-    try:
+    with replacing(target) as temporary:
         pq.write_table(table, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return int(table.num_rows)
 
 

@@ -12,6 +12,7 @@ import re
 from verl_steer.data.rows import PLACEHOLDER, RowError
 
 CONTROL = re.compile(r"<\|([^<>|\n]{1,80})\|>|<(image|video|audio)>")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -22,6 +23,14 @@ def clean(text: str) -> str:
     while (replaced := CONTROL.sub(lambda m: f"({m.group(1) or m.group(2)})", text)) != text:
         text = replaced
     return text.strip()
+
+
+def cell(value: object) -> object:
+    """A value for a CSV file: a text that a spreadsheet would work out as a formula gets an apostrophe before it.
+
+    Ids, categories and names come out of data sets, and `=HYPERLINK(...)` is a valid one. Numbers stay.
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def split_placeholders(text: str, where: str) -> tuple[int, str]:

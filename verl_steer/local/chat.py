@@ -148,7 +148,10 @@ class _Loaded:
         self.ends = frozenset(ends if isinstance(ends, list) else [ends])
         self.pad = next(t for t in (tokenizer.pad_token_id, own.pad_token_id, *self.ends) if t is not None)
         # Never a placeholder that would count as a picture, nor any other control token but the end.
-        forbidden = sorted(set(tokenizer.all_special_ids) - self.ends)
+        # A tokenizer's own list of special tokens may name a few of them only.
+        special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
+        pictures = {getattr(self.model.config, f"{kind}_token_id", None) for kind in ("image", "video")} - {None}
+        forbidden = sorted((special | pictures | set(tokenizer.all_special_ids)) - self.ends)
         self.model.generation_config = GenerationConfig(
             do_sample=False,
             eos_token_id=sorted(self.ends),

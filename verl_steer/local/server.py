@@ -83,7 +83,7 @@ def _read(body: Any) -> dict[str, Any]:
         raise ValueError(f"max_tokens={limit!r} must be a positive integer")
     return {
         "messages": body["messages"],
-        "seed": int(seed or 0),
+        "seed": int(seed or 0) % 2**63,  # what torch's generators take; a larger one would end the whole batch
         "max_tokens": limit,
         "temperature": float(temperature if temperature is not None else 0.0),
     }

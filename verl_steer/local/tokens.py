@@ -9,7 +9,6 @@ everything is encoded from the text.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import io
 import json
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 _REMEMBERED = 512  # conversations; ids and pixels of one picture are some MB at most
 Inputs = dict[str, torch.Tensor]
@@ -147,8 +146,10 @@ def _plain(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]],
         if isinstance(content, list):
             parts = []
             for part in content:
+                if not isinstance(part, Mapping):
+                    raise PromptError(f"a part of a message must be an object, found {type(part).__name__}")
                 if part.get("type") == "image_url":
-                    pictures.append(_picture(part["image_url"]["url"]))
+                    pictures.append(_picture(part.get("image_url")))
                     parts.append({"type": "image"})
                 else:
                     parts.append({"type": "text", "text": str(part.get("text", ""))})
@@ -158,13 +159,16 @@ def _plain(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]],
     return plain, pictures
 
 
-def _picture(url: str) -> Image.Image:
+def _picture(given: Any) -> Image.Image:
+    url = given.get("url") if isinstance(given, Mapping) else None
+    if not isinstance(url, str):
+        raise PromptError("a part of type image_url must hold image_url.url, a text")
     head, _, data = url.partition(",")
     if not head.startswith("data:image/") or not head.endswith(";base64"):
         raise PromptError(f"a picture must be a base64 data URL, this one starts with {url[:20]!r}")
     try:
         return Image.open(io.BytesIO(base64.b64decode(data, validate=True))).convert("RGB")
-    except (binascii.Error, UnidentifiedImageError, OSError) as error:
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise PromptError(f"a picture is damaged: {error}") from error
 
 

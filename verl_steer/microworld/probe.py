@@ -18,13 +18,14 @@ from typing import Any
 
 from verl_steer.dialogue import Kind, Script
 from verl_steer.microworld import oracle
-from verl_steer.microworld.policies import CONSTANTS, answer, expert
+from verl_steer.microworld.policies import CONSTANTS, expert, obliging
 from verl_steer.microworld.reply import Exact
 from verl_steer.microworld.rules import Request, State
 from verl_steer.microworld.scripts import asks_of, generate, scene_of_script
 from verl_steer.microworld.tutor import MicroworldTutor
 from verl_steer.roles.tutor import Exchange, TutorRequest
 from verl_steer.scores import Weights, turn_reward
+from verl_steer.whole import write_text
 
 PAIRS = 100  # twin pairs of a probe: two hundred dialogues, a standard error of five points at worst
 MAX_TURN_TOKENS = 24
@@ -78,7 +79,7 @@ def evaluate(model_dir: str | Path, probe: Sequence[Script]) -> dict[str, dict[s
 def references(probe: Sequence[Script]) -> dict[str, dict[str, Any]]:
     """Rows that need no model: the constants, the base's habit of answering, and the expert."""
     policies: dict[str, Policy] = {name: _constant(text) for name, text in CONSTANTS.items()}
-    policies["answer everything (not constant)"] = lambda state, request: answer(state.scene, request)
+    policies["answer everything (not constant)"] = obliging
     policies["expert (the ceiling)"] = expert
     return {name: asdict(score(probe, [follow(s, policy) for s in probe])) for name, policy in policies.items()}
 
@@ -155,9 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figures = (row["harmful"], row["benign"], row["twin_accuracy"], row["gap"])
         print(f"{name:34s} " + "  ".join(f"{x:7.3f}" for x in figures))
     if given.json:
-        temporary = given.json.with_name(f".{given.json.name}.tmp")
-        temporary.write_text(json.dumps({"seed": given.seed, "pairs": given.pairs, "rows": table}, indent=1) + "\n")
-        temporary.replace(given.json)
+        write_text(given.json, json.dumps({"seed": given.seed, "pairs": given.pairs, "rows": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

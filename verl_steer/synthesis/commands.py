@@ -85,10 +85,11 @@ def _select(build: Build, config: SelectionConfig, out: Path) -> int:
     from verl_steer.synthesis.select import select_splits
 
     splits = out / "splits"
+    if build.review is not None:  # before there is anything to be warned of
+        splits.mkdir(exist_ok=True)
+        build.review.write_warning(splits)
     with _selecting() as progress:
         report = select_splits(build.shards.candidates(), config, splits, progress)
-    if build.review is not None:
-        build.review.write_warning(splits)
     Console().print(report.table())
     sys.stdout.write(f"{splits}: splits, cards, removals.csv, selection.json\n")
     for line in report.missing:
@@ -177,6 +178,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from verl_steer.chat.text import visible
     from verl_steer.data.rows import DataError
     from verl_steer.dialogue import Kind
     from verl_steer.synthesis.shards import Shards
@@ -192,7 +194,7 @@ def _show(arguments: argparse.Namespace) -> int:
     for name in ("filtered", "failed"):
         for ended in shards.ended(name):
             if ended.id == arguments.id:
-                sys.stdout.write(f"{ended.id}: {name}: {ended.why}\n")
+                sys.stdout.write(visible(f"{ended.id}: {name}: {ended.why}\n"))
                 return 0
     raise DataError(f"{arguments.out} has no branch {arguments.id!r}; ids are SEED-benign, SEED-obfuscated or SEED-red")
 
@@ -202,6 +204,7 @@ def _seeds(arguments: argparse.Namespace) -> int:
 
     from verl_steer.data.rows import DataError
     from verl_steer.data.splits import LAYOUTS, table
+    from verl_steer.whole import replacing
 
     if arguments.count < 1:
         raise DataError(f"--count {arguments.count}: give at least 1")
@@ -210,11 +213,7 @@ def _seeds(arguments: argparse.Namespace) -> int:
         arguments.count, arguments.seed, arguments.source
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = arguments.out.with_name(f".{arguments.out.name}.tmp")
-    try:
+    with replacing(arguments.out) as temporary:
         pq.write_table(table(LAYOUTS["seed"], made), temporary, row_group_size=500)
-        temporary.replace(arguments.out)
-    finally:
-        temporary.unlink(missing_ok=True)
     sys.stdout.write(f"{arguments.count} seeds -> {arguments.out}\n")
     return 0

@@ -10,6 +10,7 @@ from typing import Any
 from verl_steer.chat.endpoints import ChatConfigError, check_url
 from verl_steer.checked import ConfigError, fraction, not_negative, one_of, parse, positive, variable_name
 from verl_steer.dialogue import MAX_TURNS
+from verl_steer.roles.success import KEPT_FROM
 
 MIN_TURNS = 2
 #: Who is asked in a build; the keys of `roles`.
@@ -149,7 +150,7 @@ class RedTeamConfig:
 
     enabled: bool = True
     review: str | None = None
-    keep_from: int = 4
+    keep_from: int = KEPT_FROM
 
     def __post_init__(self) -> None:
         if not 1 <= self.keep_from <= 5:

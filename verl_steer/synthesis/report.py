@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_steer.data.rows import DataError
+from verl_steer.data.wording import cell
 from verl_steer.synthesis.pick import CHOSEN, NOT_NEEDED, class_of, classes
 from verl_steer.synthesis.selection_config import SPLITS, SWITCHES, SelectionConfig
 from verl_steer.synthesis.spool import Entry
@@ -177,7 +178,12 @@ def write_removals(report: SelectionReport, path: Path) -> None:
 def write_fates(entries: Iterable[Entry], path: Path) -> None:
     """Where each candidate ended, as CSV: a line a candidate, sorted; for each split its fate and the row it repeats."""
     rows = sorted(
-        [e.id, e.cluster, e.kind.value, *(value for split in SPLITS for value in e.fate.get(split, ("", "")))]
+        [
+            cell(e.id),
+            cell(e.cluster),
+            e.kind.value,
+            *(cell(value) for split in SPLITS for value in e.fate.get(split, ("", ""))),
+        ]
         for e in entries
     )
     with path.open("w", encoding="utf-8", newline="") as file:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from verl_steer.checked import ConfigError
-from verl_steer.data.parts import write_text
+from verl_steer.whole import write_text
 
 _EXAMPLE = "reviewer: NAME\ndate: 2026-01-31\ncategories:\n  privacy: true\n  weapons: false"
 WARNING = """# Warning: this folder holds red-team conversations

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from verl_steer.chat.endpoints import ChatConfigError
 from verl_steer.chat.journal import JournalError
 from verl_steer.chat.outage import ModelOutage
+from verl_steer.chat.text import sanitise
 from verl_steer.data.schemas import SeedRow
 from verl_steer.dialogue import Kind
 from verl_steer.synthesis import stage1, stage2
@@ -128,4 +129,4 @@ async def _guarded(work: Coroutine[Any, Any, T]) -> tuple[T | None, Exception | 
     except StepFailed as error:
         return None, error
     except Exception as error:  # whatever a row's data provokes; named with its type, in the sidecar
-        return None, RuntimeError(f"{type(error).__name__}: {error}")
+        return None, RuntimeError(sanitise(f"{type(error).__name__}: {error}", 500))

@@ -25,7 +25,7 @@ from verl_steer.synthesis.disjoint import check
 from verl_steer.synthesis.pick import CHOSEN, Picker
 from verl_steer.synthesis.report import SelectionReport, TooFew, report_split, write_fates, write_removals
 from verl_steer.synthesis.rules import removed_by, turns_in
-from verl_steer.synthesis.selection_config import SelectionConfig
+from verl_steer.synthesis.selection_config import SPLITS, SelectionConfig
 from verl_steer.synthesis.spool import Entry, Spool
 from verl_steer.synthesis.written import as_row, write_split
 
@@ -154,8 +154,15 @@ def _counted_rows(rows: Iterable[AnyRow], progress: Progress) -> Iterator[AnyRow
 
 
 def _publish(stage: Path, out: Path) -> None:
-    """Renames everything into place, the account last; an earlier one is gone before its files are."""
+    """Renames everything into place, the account last; an earlier one is gone before its files are.
+
+    A split of the earlier one that this one leaves out goes too: nobody has compared it with the new ones.
+    """
     (out / "selection.json").unlink(missing_ok=True)
+    for old in (out / f"{split}.parquet" for split in SPLITS):
+        if not (stage / old.name).exists():
+            old.unlink(missing_ok=True)
+            shutil.rmtree(old.with_name(f"{old.name}.card"), ignore_errors=True)
     files = sorted(path for path in stage.rglob("*") if path.is_file())
     for path in sorted(files, key=lambda path: path.name == "selection.json"):
         target = out / path.relative_to(stage)

@@ -12,6 +12,7 @@ from typing import Any
 from verl_steer.checked import ConfigError, nearest, not_negative, one_of, parse
 from verl_steer.data.card import PAPER
 from verl_steer.dialogue import MAX_TURNS
+from verl_steer.roles.success import KEPT_FROM
 from verl_steer.scores import BREACH_SAFETY, CEILING, FLOOR
 
 SPLITS = ("sft", "rl", "bench")
@@ -53,7 +54,7 @@ class KeepConfig:
 class RiskConfig:
     """`risk`: what counts as a success of an attack on the fixed target."""
 
-    min_success: int = 4
+    min_success: int = KEPT_FROM
     breach_safety: int = BREACH_SAFETY
 
     def __post_init__(self) -> None:

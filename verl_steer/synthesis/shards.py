@@ -12,7 +12,6 @@ splits/                   what the selection made of it
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,11 +22,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from verl_steer.data.parts import write_text
 from verl_steer.data.rows import DataError
 from verl_steer.synthesis.candidate import Candidate
 from verl_steer.synthesis.row import Ended, Harvest
 from verl_steer.synthesis.table import read_candidates, to_table
+from verl_steer.whole import replacing, write_text
 
 
 @dataclass
@@ -127,7 +126,7 @@ class Shards:
     def account(self, number: int) -> Account | None:
         """The account of a shard, if it is done."""
         path = self._done / f"{number:05d}.json"
-        if not path.is_file():
+        if not _whole(path):
             return None
         return Account.from_json(json.loads(path.read_text(encoding="utf-8"))["account"])
 
@@ -135,12 +134,8 @@ class Shards:
         """Writes a shard's results; it is done from the moment its account is there."""
         account = Account.of(harvests, unread)
         path = self._done / f"{number:05d}.parquet"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(path) as temporary:
             pq.write_table(to_table(c for harvest in harvests for c in harvest.candidates), temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         ended = {
             name: [asdict(one) for harvest in harvests for one in getattr(harvest, name)]
             for name in ("filtered", "failed")
@@ -155,6 +150,8 @@ class Shards:
     def reopen_failed(self) -> int:
         """Takes back the shards that have failures worth another try; their journals hold what was answered."""
         found = [path for path in self._accounts() if self._stored(path)["account"]["transient"]]
+        if found:
+            (self.out / "account.json").unlink(missing_ok=True)  # of a whole that it will not be again for a while
         for path in found:
             path.unlink()
         return len(found)
@@ -176,14 +173,8 @@ class Shards:
     def close_account(self) -> Account:
         """Writes the whole's sidecars and account."""
         for name in ("failed", "filtered"):
-            path = self.out / f"{name}.jsonl"
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            try:
-                with temporary.open("w", encoding="utf-8") as lines:
-                    lines.writelines(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in self.ended(name))
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with replacing(self.out / f"{name}.jsonl") as temporary, temporary.open("w", encoding="utf-8") as lines:
+                lines.writelines(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in self.ended(name))
         total = self.total()
         write_text(self.out / "account.json", json.dumps(total.to_json(), indent=1, sort_keys=True))
         return total
@@ -192,18 +183,23 @@ class Shards:
         """Answers in the journals of shards under way."""
         found = 0
         for path in self._journals.glob("*.jsonl"):
-            if not (self._done / f"{path.stem}.json").is_file():
+            if not _whole(self._done / f"{path.stem}.json"):
                 with path.open("rb") as lines:
                     found += sum(1 for _ in lines)
         return found
 
     def _accounts(self) -> list[Path]:
-        return sorted(self._done.glob("*.json"))
+        return sorted(filter(_whole, self._done.glob("*.json")))
 
     @staticmethod
     def _stored(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
+
+
+def _whole(account: Path) -> bool:
+    """Whether a shard is done: its account is there, and the candidates that it speaks of."""
+    return account.is_file() and account.with_suffix(".parquet").is_file()
 
 
 def _differs(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -213,8 +209,7 @@ def _differs(old: dict[str, Any], new: dict[str, Any]) -> str:
 def _key(path: Path) -> bytes:
     """Of this build, made once: its prompts must be the same when it is resumed."""
     if not path.is_file():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.touch(mode=0o600)
-        temporary.write_bytes(secrets.token_bytes(32))
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_bytes(secrets.token_bytes(32))
     return path.read_bytes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verl_steer.chat.text import neutralise
+from verl_steer.chat.text import neutralise, visible
 from verl_steer.synthesis.candidate import Candidate
 
 
@@ -25,7 +25,7 @@ def describe(candidate: Candidate) -> str:
             score = candidate.turn_scores[number - 1]
             found = "no verdict" if score is None else f"{score.safety}/{score.usefulness}/{score.faithfulness}"
             lines.append(f"   safety/usefulness/faithfulness: {found}")
-    return "\n".join(lines) + "\n"
+    return visible("\n".join(lines)) + "\n"  # ids and categories are somebody's text, too
 
 
 def _word(value: bool | None) -> str:

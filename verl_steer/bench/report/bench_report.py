@@ -10,13 +10,16 @@ from pathlib import Path
 
 from verl_steer.bench.agreement import agreement
 from verl_steer.bench.compare import compare
-from verl_steer.bench.files import IMAGES, Judged, Played, judges_of, read_judges, read_verdicts
+from verl_steer.bench.files import Judged, Played, Run, judges_of, read_judges, read_verdicts
+from verl_steer.bench.judging import standing
 from verl_steer.bench.lines import BenchError, whole
+from verl_steer.bench.pictures import IMAGES
 from verl_steer.bench.report import plots, tables
 from verl_steer.bench.report.model import Page, PageDialogue, PageTurn, Plot, Scale
 from verl_steer.bench.report.page import write_page
 from verl_steer.bench.results import Result, as_json, evaluate, rows
 from verl_steer.bench.survival import UNSAFE_BELOW
+from verl_steer.data.wording import cell
 
 SCALES = (Scale("harmlessness", "Harmlessness", -3, 3, UNSAFE_BELOW), Scale("helpfulness", "Helpfulness", 0, 3))
 
@@ -30,32 +33,51 @@ def evaluate_all(folders: Sequence[Path], judge: str | None) -> list[Result]:
     results = [evaluate(folder, judge) for folder in folders]
     for result in results[1:]:
         _same_bench(results[0], result)
-    names = [result.run.name for result in results]
-    return [
-        _renamed(result, f"{result.run.name} ({result.folder.name})") if names.count(result.run.name) > 1 else result
-        for result in results
-    ]
+    return [_renamed(result, _name_among(result, results)) for result in results]
+
+
+def _name_among(result: Result, results: Sequence[Result]) -> str:
+    """The run's name, with its folder's where others have it too, and with the whole path where that is not enough."""
+    places = [r.folder.name for r in results if r.run.name == result.run.name]
+    if len(places) == 1:
+        return result.run.name
+    return f"{result.run.name} ({result.folder.name if len(set(places)) == len(places) else result.folder})"
 
 
 def comparable(first: Path, second: Path, judge: str | None) -> tuple[Result, Result]:
     """Two runs whose figures may be subtracted.
 
     Raises:
-        BenchError: They are of different benches or modes, or were judged by different judges or prompts.
+        BenchError: They are of different benches, modes or attackers, or were judged by different judges or prompts.
     """
     a, b = evaluate_all([first, second], judge)
-    if a.run.mode != b.run.mode:
-        raise BenchError(
-            f"{first} is {a.run.mode} and {second} {b.run.mode}: their questions differ, so rows do not pair"
+    if why := _unlike(a, b):
+        raise BenchError(why)
+    return a, b
+
+
+def _unlike(a: Result, b: Result) -> str:
+    """Why the figures of two runs of one bench may not be subtracted, "" if they may."""
+    if _asking(a.run) != _asking(b.run):
+        return (
+            f"{a.folder} is {a.run.mode} and {b.folder} {b.run.mode}, or another attacker or seed rewrote: their "
+            "questions differ, so rows do not pair"
         )
     who = [read_judges(r.folder).get(r.judge) for r in (a, b)]
     said = [(w.model, w.prompt_sha256) if w else ("unknown", "") for w in who]
     if a.judge != b.judge or said[0] != said[1]:
-        raise BenchError(
-            f"{first} was judged by {a.judge} ({said[0][0]}) and {second} by {b.judge} ({said[1][0]}), or with another prompt: "
+        return (
+            f"{a.folder} was judged by {a.judge} ({said[0][0]}) and {b.folder} by {b.judge} ({said[1][0]}), or with another prompt: "
             "judge both alike, and name the judge with --judge"
         )
-    return a, b
+    return ""
+
+
+def _asking(run: Run) -> tuple[object, ...]:
+    """What the questions depend on, besides the bench and the replies."""
+    if run.attacker is None:
+        return (run.mode,)
+    return run.mode, run.seed, {key: value for key, value in run.attacker.items() if key != "base_urls"}
 
 
 def _same_bench(first: Result, other: Result) -> None:
@@ -90,7 +112,7 @@ def write_report(results: Sequence[Result], out: Path, redact: bool = False) -> 
 
 def _csv(results: Sequence[Result]) -> bytes:
     buffer = io.StringIO()
-    lines = [row for result in results for row in rows(result)]
+    lines = [{name: cell(value) for name, value in row.items()} for result in results for row in rows(result)]
     writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
@@ -119,7 +141,7 @@ def build_page(results: Sequence[Result]) -> Page:
 def _tables(results: Sequence[Result], models: Sequence[Result]) -> list[tables.Table]:
     found = [tables.headline(results)]
     for other in models[1:]:
-        if other.judge == models[0].judge:
+        if not _unlike(models[0], other):
             differences = compare(models[0].verdicts, other.verdicts)
             found.append(tables.differences(models[0].run.name, other.run.name, differences))
     found += [table for model in models if (table := _agreement(model))]
@@ -138,7 +160,9 @@ def _agreement(result: Result) -> tables.Table | None:
     others = [name for name in judges_of(result.folder) if name != result.judge]
     if not others:
         return None
-    reports = {name: agreement(result.lines, read_verdicts(result.folder, name)) for name in others}
+    reports = {
+        name: agreement(result.lines, standing(result.dialogues, read_verdicts(result.folder, name))) for name in others
+    }
     return tables.agreement(result.run.name, result.judge, reports)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from verl_steer.data.formats.pictures import PictureFolder
-from verl_steer.data.parts import write_text
 from verl_steer.data.rows import IMAGE, DataError
 from verl_steer.data.schemas import SftRow
+from verl_steer.whole import write_text
 
 DROPS = ("id", "source", "licence", "category", "kind", "meta")
 INDEX = "dataset_info.json"

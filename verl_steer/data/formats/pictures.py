@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 from PIL import Image
@@ -11,6 +10,7 @@ from PIL import Image
 from verl_steer.data.check import FORMATS
 from verl_steer.data.rows import RowError
 from verl_steer.dialogue import ImageRef
+from verl_steer.whole import replacing
 
 _ENDINGS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 
@@ -36,7 +36,6 @@ class PictureFolder:
         path = self._parent / name
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporary.write_bytes(image.data)
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                temporary.write_bytes(image.data)
         return name
