@@ -83,7 +83,9 @@ def judged(played: Path, tutor_server: VllmServer) -> Path:
     assert bench(*command) == 0
     new = [line for place, line in _verdicts(played, "structured").items() if place not in kept]
     assert len(new) == REPLIES - len(kept)
-    assert tutor_server.answered() - before == sum(line.calls for line in new), "the verdicts that were missing, only"
+    # A line counts what was sent, a request that found its connection closed too; the server what it answered.
+    asked = tutor_server.answered() - before
+    assert len(new) <= asked <= sum(line.calls for line in new), "the verdicts that were missing, and no other"
     used = tutor_server.prefix_cache().since(cache)
     print(f"{REPLIES} verdicts in {time.monotonic() - started:.0f} s, {len(kept)} of them before Ctrl-C")
     print(f"{used.hit} of {used.queried} prompt tokens came from the prefix cache")
