@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from interrupts import hear_ctrl_c
+
+import verl_steer
 from verl_steer.cli import main
 from verl_steer.data.rows import script_to_row, write_rows
 from verl_steer.microworld.policies import expert
@@ -58,6 +65,26 @@ def _picture(messages: list[dict[str, Any]]) -> str:
 def bench(*arguments: object) -> int:
     """`verl-steer bench …`."""
     return main(["bench", *map(str, arguments)])
+
+
+def stopped(*arguments: object, when: Callable[[], bool], limit_s: float = 60.0) -> None:
+    """Starts `verl-steer bench …` as a process of its own, presses Ctrl-C once `when()`, and sees it stop cleanly."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "verl_steer.cli", "bench", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(verl_steer.__file__).parents[1])},
+        preexec_fn=hear_ctrl_c,
+    )
+    try:
+        until = time.monotonic() + limit_s
+        while process.poll() is None and not when() and time.monotonic() < until:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said, said
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 # Sets up and runs the tests.
 #   bash tests/run.sh            everything that needs neither a GPU nor vLLM
 #   bash tests/run.sh --quick    without the tests that train
-#   bash tests/run.sh --vllm     verl's vLLM rollout and a real vLLM tutor, on the CPU, in .venv-vllm
+#   bash tests/run.sh --vllm     verl's vLLM rollout, a real vLLM tutor, and a bench whose model and judge are on vLLM;
+#                                on the CPU, in .venv-vllm
 # Further arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

