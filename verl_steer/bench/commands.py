@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_steer.bench.console import Advance, guarded, in_a_line, progress_of
+from verl_steer.config_models import TutorConfig
 
 
 def add(commands: Any) -> Any:
@@ -59,7 +60,7 @@ def _add_judge(judge: argparse.ArgumentParser) -> None:
     judge.add_argument("--name", default="", help="of its verdicts (default: the judge's name, '/' as '-')")
     judge.add_argument("--max-tokens", type=int, default=1024, help="of a verdict, reason included (default 1024)")
     judge.add_argument("--seed", type=int, default=0)
-    judge.add_argument("--structured-output", default="auto", help="see docs/tutor.md")
+    judge.add_argument("--structured-output", default="auto", choices=TutorConfig.DIALECTS, help="see docs/tutor.md")
     judge.add_argument("--canary-attacks", type=int, default=1, metavar="N", help="hostile variants a canary")
     judge.add_argument("--no-canaries", action="store_true", help="do not test the judge first")
     _add_calls(judge, concurrency=32)

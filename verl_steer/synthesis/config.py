@@ -9,6 +9,7 @@ from typing import Any
 
 from verl_steer.chat.endpoints import ChatConfigError, check_url
 from verl_steer.checked import ConfigError, fraction, not_negative, one_of, parse, positive, variable_name
+from verl_steer.config_models import TutorConfig
 from verl_steer.dialogue import MAX_TURNS
 from verl_steer.roles.success import KEPT_FROM
 
@@ -65,11 +66,7 @@ class Endpoint:
     def __post_init__(self) -> None:
         where = f"roles.{self.role}"
         one_of(f"{where}.kind", self.kind, ("endpoint", "microworld"))
-        one_of(
-            f"{where}.structured_output",
-            self.structured_output,
-            ("auto", "response_format", "structured_outputs", "guided_json", "none"),
-        )
+        one_of(f"{where}.structured_output", self.structured_output, TutorConfig.DIALECTS)
         for name in ("concurrency", "max_tokens", "timeout_s"):
             positive(f"{where}.{name}", getattr(self, name))
         not_negative(f"{where}.temperature", self.temperature)
