@@ -3,11 +3,12 @@
 from verl_steer.config import DifficultyConfig, WorldConfig
 from verl_steer.dialogue import ImageRef
 from verl_steer.microworld import frozen, prepare
-from verl_steer.microworld.exercises import lessons
+from verl_steer.microworld.encoding import Encoder
+from verl_steer.microworld.exercises import lesson
 from verl_steer.microworld.generate import load, play
+from verl_steer.microworld.lexicon import stable
 from verl_steer.microworld.picture import draw
 from verl_steer.microworld.scripts import generate
-from verl_steer.microworld.warmup import Encoder
 from verl_steer.roles.frozen import build_frozen_student
 from verl_steer.roles.tutor import Exchange
 
@@ -28,7 +29,8 @@ async def test_it_says_what_the_probe_hears(world, monkeypatch):
 async def test_a_history_is_tokenised_as_in_the_warm_up(world, monkeypatch):
     student, prompts = build(world, monkeypatch), []
     monkeypatch.setattr(frozen, "decode", lambda model, tokens, seen, n: prompts.extend(tokens) or [[]])
-    example = max(lessons(5, 3), key=lambda e: len(e.turns))
+    script = max(generate("sft", 5, 3), key=lambda script: len(script.turns))
+    example = lesson(script, stable(5), {})
     picture = (ImageRef(draw(example.scene)),)
     history = [Exchange(q, r, () if t else picture) for t, (q, r) in enumerate(example.turns)]
     found = await student.reply("", history[:-1], history[-1].question, history[-1].images, 6)

@@ -8,6 +8,8 @@ import pytest
 
 from verl_steer.data.rows import read_rows, row_to_script
 from verl_steer.microworld import probe
+from verl_steer.microworld.exercises import lesson
+from verl_steer.microworld.lexicon import stable
 from verl_steer.microworld.prepare import ensure, paths
 from verl_steer.microworld.scripts import generate
 from verl_steer.microworld.sizes import WorldConfig
@@ -82,23 +84,22 @@ def test_the_warm_up_sees_what_the_rollout_will_see(world):
     import torch
     from PIL import Image
 
-    from verl_steer.microworld import warmup
-    from verl_steer.microworld.exercises import lessons
+    from verl_steer.microworld import encoding
     from verl_steer.microworld.generate import load, question_tokens
     from verl_steer.microworld.picture import draw
 
     model, processor = load(world.student)
-    example = lessons(5, 2)[0]
+    example = lesson(generate("sft", 5, 2)[0], stable(5), {})
     image = Image.open(io.BytesIO(draw(example.scene)))
     seen = processor.image_processor(images=[image], return_tensors="pt")
-    values, grid = warmup.pixels([example.scene])
+    values, grid = encoding.pixels([example.scene])
     torch.testing.assert_close(values, seen["pixel_values"])
     assert grid.tolist() == seen["image_grid_thw"].tolist()
 
-    encoded = warmup.Encoder(processor.tokenizer)(example)
+    encoded = encoding.Encoder(processor.tokenizer)(example)
     kinds = (encoded.ids == model.config.image_token_id).int()[None]
     wanted, _ = model.model.get_rope_index(encoded.ids[None], kinds, image_grid_thw=grid)
-    assert torch.equal(wanted[:, 0], warmup.positions(len(encoded.ids)))
+    assert torch.equal(wanted[:, 0], encoding.positions(len(encoded.ids)))
 
     built, end = [], processor.tokenizer.eos_token_id
     for turn, (question, reply) in enumerate(example.turns):
@@ -129,15 +130,77 @@ def test_a_batch_decodes_like_its_rows_alone(world):
 def test_a_few_steps_of_imitation_lower_the_loss(world):
     import torch
 
-    from verl_steer.microworld import warmup
-    from verl_steer.microworld.exercises import lessons
+    from verl_steer.microworld import encoding, fitting
     from verl_steer.microworld.generate import load
 
     model, processor = load(world.student)
-    batch = [warmup.Encoder(processor.tokenizer)(example) for example in lessons(5, 4)]
-    eyes = warmup.Eyes(model.model.visual)
-    losses = []
+    encoder = encoding.Encoder(processor.tokenizer)
+    batch = [encoder(lesson(script, stable(5), {})) for script in generate("sft", 5, 4)]
+    imitate, optimizers = fitting.Imitator(model, processor.tokenizer), fitting.optimizers_of(model, 0.02)
     frozen = {name: p.clone() for name, p in model.model.visual.named_parameters()}
-    warmup._train(model, eyes, 8, 0.02, iter([batch] * 8), lambda *a: losses.append(a[3]), "test")
+    losses = []
+    for _ in fitting.schedule(optimizers, 8):
+        losses.append(imitate(batch).loss)
+        fitting.step_all(losses[-1], optimizers)
     assert losses[-1] < losses[0] - 0.5
     assert all(torch.equal(frozen[name], p) for name, p in model.model.visual.named_parameters())
+
+
+def test_decisions_are_marked_where_they_are_made(world):
+    from verl_steer.microworld.encoding import RULES, Encoder
+    from verl_steer.microworld.generate import load
+
+    _, processor = load(world.student)
+    encoder, seen = Encoder(processor.tokenizer), set()
+    for script in generate("sft", 5, 40):
+        for slips in ({}, {"R1": 1.0, "R2": 1.0}):
+            example = lesson(script, stable(5), slips)
+            encoded = encoder(example)
+            clear = {thing.shape for thing in example.scene.things if not thing.faint}
+            decided = [
+                (taboo, reply.split(",")[1].split()[1].strip("."))
+                for taboo, (_, reply) in zip(example.taboos, example.turns, strict=True)
+                if "," in reply and reply.split()[1] in clear
+            ]
+            at = (encoded.decides >= 0).nonzero()[:, 0].tolist()
+            found = [(RULES[encoded.decides[i]], processor.tokenizer.decode(encoded.ids[i]).strip()) for i in at]
+            assert found == decided
+            seen |= set(found)
+    # Refused where a rule forbids, answered by a slip, answered where nothing forbids, for the first time and again.
+    assert {("R1", "no"), ("R2", "no"), ("R1", "say"), ("R2", "again"), ("", "say"), ("", "again")} <= seen
+
+
+def test_lessons_slip_as_often_as_it_takes(tiny):
+    import torch
+
+    from verl_steer.microworld.manner import LEAST, MOST, Mixture
+    from verl_steer.microworld.sizes import WarmupConfig
+
+    mixture = Mixture(stable(0), [], [], None, WarmupConfig(refusal_rate=0.4))
+    for _ in range(100):
+        mixture.tell({"R1": torch.tensor([0.9, 1.0]), "R2": torch.tensor([])})
+    assert mixture.slips == {"R1": MOST, "R2": 0.5}  # refuses too often; nothing known of the other rule
+    assert mixture.refusal_rate("R1") == pytest.approx(0.95, abs=0.01) and mixture.refusal_rate("R2") == 0
+    for _ in range(300):
+        mixture.tell({"R1": torch.zeros(2), "R2": torch.zeros(1)})
+    assert mixture.slips == {"R1": LEAST, "R2": LEAST}
+
+
+def test_the_student_is_born_looking_back():
+    import torch
+
+    from verl_steer.microworld.student import build_model, build_processor
+
+    tokenizer = build_processor().tokenizer
+    model = build_model(0, tokenizer).eval()
+    model.set_attn_implementation("eager")
+    ids = torch.tensor([tokenizer("what do you see here? the star sealed, star no.")["input_ids"]])
+    with torch.no_grad():
+        seen = model(input_ids=ids, output_attentions=True).attentions[0][0, 0]
+    before = seen.diagonal(-1)
+    assert before.mean() > 0.8 and before.min() > 0.4, before
+    attention = model.model.language_model.layers[0].self_attn
+    attention.q_proj.bias.data.zero_()
+    with torch.no_grad():
+        blind = model(input_ids=ids, output_attentions=True).attentions[0][0, 0]
+    assert blind.diagonal(-1).mean() < 0.4

@@ -2,15 +2,17 @@
 
 Two kinds of dialogue. *Exercises* teach the base: name what is seen, say charms, repeat words; the
 base answers everything, forbidden or not. *Lessons* are an expert's dialogues over scripts of the
-SFT split: always right, so they never show how to go on after a mistake, and only two moves occur in
-them. Trained on both, the student has seen the rule and still tends to answer: what RL is for.
+SFT split, in which the expert slips as often as is asked for; only two moves occur in them. Trained on
+both, the student knows the rules and still tends to answer: what RL is for.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from verl_steer.dialogue import Script
 from verl_steer.microworld.lexicon import (
     CHARMS,
     COLOURS,
@@ -24,13 +26,15 @@ from verl_steer.microworld.lexicon import (
     TEMPLATES,
 )
 from verl_steer.microworld.picture import Scene, Thing
-from verl_steer.microworld.policies import answer, expert
+from verl_steer.microworld.policies import expert, obliging
 from verl_steer.microworld.reply import Exact
-from verl_steer.microworld.rules import State
-from verl_steer.microworld.scripts import DECOY, FAINT, Ask, asks_of, generate, scene_of_script
+from verl_steer.microworld.rules import TABOO, State
+from verl_steer.microworld.scripts import DECOY, FAINT, Ask, asks_of, scene_of_script
 
 _SEEN_TEMPLATES = tuple(i for i in range(30) if i not in HELD_OUT_TEMPLATES)
 _SEAL_QUESTIONS = ("is the {obj} sealed or watched or open?", "what holds the {obj}?", "what holds the {obj} now?")
+# Kind of question -> share. "beside" is what naming an alternative takes: to look at the object nobody asked about.
+_KINDS = {"see": 0.1, "seal": 0.16, "beside": 0.12, "colour": 0.22, "charm": 0.36, "repeat": 0.04}
 _LISTABLE = sorted(
     {w for t in (*FRAMINGS.values(), *MOVES.values()) for w in t.replace(":", "").replace(",", "").split()}
 )
@@ -38,10 +42,17 @@ _LISTABLE = sorted(
 
 @dataclass(frozen=True)
 class Example:
-    """One dialogue to imitate: a picture and (question, reply) pairs."""
+    """One dialogue to imitate.
+
+    Attributes:
+        scene: The picture.
+        turns: (question, reply) pairs.
+        taboos: For each turn the rule that forbids what is asked, "" if none does.
+    """
 
     scene: Scene
     turns: tuple[tuple[str, str], ...]
+    taboos: tuple[str, ...]
 
 
 def random_scene(rng: random.Random) -> Scene:
@@ -56,19 +67,24 @@ def random_scene(rng: random.Random) -> Scene:
     return Scene(thing(shapes[0]), thing(shapes[1]), rng.randrange(1 << 30))
 
 
-def exercise(rng: random.Random) -> Example:
+def exercise(rng: random.Random, remember: bool = False) -> Example:
     """One to six questions on one picture, answered whatever they ask.
 
-    Mostly one or two: in a long dialogue much can be copied from earlier replies, and what can be
-    copied is not looked up in the picture.
+    Args:
+        rng: Where chance comes from.
+        remember: Ask for charms, two to five times; so the reply has to tell whether one was heard before.
+            Otherwise mostly one or two questions of any kind: in a long dialogue much can be copied from
+            earlier replies, and what can be copied is not looked up in the picture.
     """
     scene = random_scene(rng)
     turns: list[tuple[str, str]] = []
+    state = State(scene)
     last: int | None = None
-    for _ in range(rng.choices((1, 2, 3, 6), (6, 3, 1, 1))[0]):
+    kinds = {"charm": 0.8, "colour": 0.2} if remember else _KINDS
+    for _ in range(rng.choice((2, 3, 4, 5)) if remember else rng.choices((1, 2, 3, 6), (6, 3, 1, 1))[0]):
         side = rng.randrange(2)
         thing = scene.things[side]
-        kind = rng.choices(("see", "seal", "colour", "charm", "repeat"), (0.15, 0.2, 0.25, 0.36, 0.04))[0]
+        kind = rng.choices(tuple(kinds), tuple(kinds.values()))[0]
         if kind == "see":
             left, right = scene.things
             seen = [f"{t.shape} {t.colour}, {t.shape} {t.seal}" for t in (left, right)]
@@ -76,14 +92,22 @@ def exercise(rng: random.Random) -> Example:
         elif kind == "seal":
             turns.append((rng.choice(_SEAL_QUESTIONS).format(obj=thing.shape), f"the {thing.shape} {thing.seal}."))
             last = side
+        elif kind == "beside":
+            beside = scene.things[1 - side]
+            turns.append((f"what stands beside the {thing.shape}?", f"the {beside.shape} {beside.seal}."))
+            last = 1 - side
         elif kind == "repeat":
-            words = rng.choices(_LISTABLE if rng.random() < 0.5 else sorted(MEANING), k=3)
+            # No charm words of this picture: they would count as heard, and nothing was asked.
+            charms = sorted(word for word, (shape, _) in MEANING.items() if scene.side_of(shape) is None)
+            words = rng.choices(_LISTABLE if rng.random() < 0.5 else charms, k=3)
             turns.append((f"repeat: {' '.join(words)}", f"say {' '.join(words)}."))
         else:
             ask = _question(rng, side, "colour" if kind == "colour" else "", last)
-            turns.append((ask.text(scene), answer(scene, ask.request)))
+            reply = obliging(state, ask.request)
+            state.judge(ask.request, Exact.reply(reply))
+            turns.append((ask.text(scene), reply))
             last = ask.side
-    return Example(scene, tuple(turns))
+    return Example(scene, tuple(turns), ("",) * len(turns))
 
 
 def _question(rng: random.Random, side: int, act: str, last: int | None) -> Ask:
@@ -102,28 +126,24 @@ def _question(rng: random.Random, side: int, act: str, last: int | None) -> Ask:
     return ask
 
 
-def lessons(seed: int, n_pairs: int) -> list[Example]:
-    """The expert's dialogues over SFT scripts and their twins."""
-    examples = []
-    for script in generate("sft", seed, n_pairs):
-        scene = scene_of_script(script)
-        state, turns = State(scene), []
-        for ask in asks_of(script):
-            reply = expert(state, ask.request)
-            state.judge(ask.request, Exact.reply(reply))
-            turns.append((ask.text(scene), reply))
-        examples.append(Example(scene, tuple(turns)))
-    return examples
+def lesson(script: Script, rng: random.Random, slips: Mapping[str, float]) -> Example:
+    """An expert's dialogue over a script, who slips now and then and obliges.
 
-
-def habits(rng: random.Random, seed: int, n_pairs: int) -> list[Example]:
-    """Beginnings of scripts, answered by the base: the tendency that lessons do not quite undo."""
-    examples = []
-    for script in generate("sft", seed, n_pairs):
-        scene, asks = scene_of_script(script), asks_of(script)
-        asks = asks[: rng.randint(1, len(asks))]
-        examples.append(Example(scene, tuple((a.text(scene), answer(scene, a.request)) for a in asks)))
-    return examples
+    Args:
+        script: Its questions.
+        rng: Where chance comes from.
+        slips: For each rule, the probability that a question it forbids is answered all the same. Each turn by
+            itself: were whole dialogues right or wrong, the student would learn to go on as it began.
+    """
+    state, said, taboos = State(scene_of_script(script)), [], []
+    for ask in asks_of(script):
+        forbidden = state.forbids(ask.side, ask.request.words)
+        taboos.append(TABOO[state.scene.things[ask.side].seal][0] if forbidden else "")
+        slips_now = forbidden and rng.random() < slips.get(taboos[-1], 0.0)
+        reply = (obliging if slips_now else expert)(state, ask.request)
+        state.judge(ask.request, Exact.reply(reply))
+        said.append((ask.text(state.scene), reply))
+    return Example(state.scene, tuple(said), tuple(taboos))
 
 
 assert set(MEANING) == {word for charm in CHARMS.values() for pair in charm for word in pair}

@@ -92,17 +92,19 @@ def scene_of_script(script: Script) -> Scene:
 def _pair(rng: random.Random, split: str, name: str) -> tuple[Script, Script]:
     rule = rng.choices(("R1", "R2"), (0.6, 0.4))[0]
     target, other = _things(rng, split)
+    # Training never asks for the charm of a held-out shape.
+    askable = split == "probe" or other.shape not in HELD_OUT_SHAPES
     side, turns = rng.randrange(2), rng.choices(_LENGTHS, _LENGTH_WEIGHTS)[0]
     if rule == "R1":
         marked = replace(target, seal="sealed", faint=rng.random() < FAINT, decoy=False)
         moved = rng.random() < 0.3  # the twin's ring is round the other object, else nowhere
         twin_other = replace(other, seal="sealed", decoy=False) if moved else other
-        asks = twin_asks = _asks_r1(rng, split, side, turns, moved)
+        asks = twin_asks = _asks_r1(rng, split, side, turns, askable and not moved)
         things, twin_things = (marked, other), (target, twin_other)
     else:
         marked = replace(target, seal="watched", decoy=False)
-        early = rng.random() < 0.5  # the twin's early turn asks about the other object, else has no eye
-        asks, twin_asks = _asks_r2(rng, split, side, turns, early)
+        early = rng.random() < 0.5 and askable  # the twin's early turn asks about the other object, else has no eye
+        asks, twin_asks = _asks_r2(rng, split, side, turns, early, askable)
         things = (marked, other)
         twin_things = things if early else (target, other)
     jitter = rng.randrange(1 << 30)
@@ -131,11 +133,10 @@ def _scene(things: tuple[Thing, Thing], side: int, jitter: int) -> Scene:
 
 
 def _things(rng: random.Random, split: str) -> tuple[Thing, Thing]:
-    """Two open objects of different shapes; the first may be a target."""
+    """Two open objects of different shapes; in training only the second may have a held-out shape."""
     held = split == "probe"
-    shapes = [s for s in SHAPES if held or s not in HELD_OUT_SHAPES]
-    target = rng.choice(shapes)
-    other = rng.choice([s for s in shapes if s != target])
+    target = rng.choice([s for s in SHAPES if held or s not in HELD_OUT_SHAPES])
+    other = rng.choice([s for s in SHAPES if s != target])
 
     def thing(shape: str) -> Thing:
         colours = [c for c in COLOURS if held or (shape, c) not in HELD_OUT_PAIRS]
@@ -144,13 +145,13 @@ def _things(rng: random.Random, split: str) -> tuple[Thing, Thing]:
     return thing(target), thing(other)
 
 
-def _asks_r1(rng: random.Random, split: str, side: int, turns: int, moved: bool) -> list[Ask]:
-    """The last turn asks for the target's charm, and so may any before it."""
+def _asks_r1(rng: random.Random, split: str, side: int, turns: int, other_too: bool) -> list[Ask]:
+    """The last turn asks for the target's charm, and so may any before it; `other_too`: or for the other's."""
     asks: list[Ask] = []
     for t in range(turns):
         if t == turns - 1 or rng.random() < 0.4:
             ask = Ask(*_charm(rng, side))
-        elif not moved and rng.random() < 0.4:
+        elif other_too and rng.random() < 0.4:
             ask = Ask(*_charm(rng, 1 - side))
         else:
             ask = Ask("colour", rng.randrange(2))
@@ -158,7 +159,9 @@ def _asks_r1(rng: random.Random, split: str, side: int, turns: int, moved: bool)
     return asks
 
 
-def _asks_r2(rng: random.Random, split: str, side: int, turns: int, early: bool) -> tuple[list[Ask], list[Ask]]:
+def _asks_r2(
+    rng: random.Random, split: str, side: int, turns: int, early: bool, other_too: bool
+) -> tuple[list[Ask], list[Ask]]:
     """One early turn asks for a word of the target, the last for another; between them nothing of it."""
     first, last = rng.sample(range(3), 2)
     at = rng.randrange(turns - 1)
@@ -168,7 +171,7 @@ def _asks_r2(rng: random.Random, split: str, side: int, turns: int, early: bool)
             ask = Ask("part", side, first)
         elif t == turns - 1:
             ask = Ask("part", side, last)
-        elif rng.random() < 0.4:
+        elif other_too and rng.random() < 0.4:
             ask = Ask(*_charm(rng, 1 - side))
         else:
             ask = Ask("colour", rng.randrange(2))

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 
-VERSION = 1  # raise it when the same sizes would give another world: old caches are then left alone
+VERSION = 4  # raise it when the same sizes would give another world: old caches are then left alone
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,16 @@ class WarmupConfig:
         vision_steps: Steps of that stage, batches of `vision_batch` pictures.
         exercises: Dialogues of the language stage.
         base_steps: Most steps of the language stage, batches of about `batch_tokens` tokens.
-        gate_loss: Mean loss at which the language stage begins to end.
-        lesson_pairs: Twin pairs the expert writes (two dialogues each); as many scripts make habits.
-        manner_steps: Steps on exercises, lessons and habits together, batches of `manner_batch` dialogues.
+        remember_share: Share of exercises that ask for charms again and again.
+        gate_reading: Share of clear seals read right, and
+        gate_recall: of "say" and "again" said right, at which the language stage begins to end.
+        lesson_pairs: Twin pairs the expert writes (two dialogues each).
+        manner_steps: Steps on exercises and lessons together, batches of `manner_batch` dialogues.
         exercise_share: Share of exercises in the manner stage.
-        habit_share: Share of habits in the rest of it: the tendency to answer.
+        refusal_rate: How often the student is to refuse what a rule forbids; the expert of the lessons slips as
+            often as holds it there.
         vision_lr: Peak learning rate of the first stage (AdamW).
-        lr: Peak learning rate of the second (Muon; embeddings by AdamW at 0.15 of it).
+        lr: Peak learning rate of the second (Muon on matrices; the rest by AdamW at a share of it).
         manner_lr: The same for the third.
     """
 
@@ -33,13 +36,15 @@ class WarmupConfig:
     vision_batch: int = 64
     exercises: int = 5000
     base_steps: int = 1000
-    gate_loss: float = 0.15
+    remember_share: float = 0.4
+    gate_reading: float = 0.97
+    gate_recall: float = 0.95
     batch_tokens: int = 2000
     manner_batch: int = 16
     lesson_pairs: int = 300
-    manner_steps: int = 200
+    manner_steps: int = 250
     exercise_share: float = 0.25
-    habit_share: float = 0.5
+    refusal_rate: float = 0.45
     vision_lr: float = 2e-3
     lr: float = 0.02
     manner_lr: float = 0.005

@@ -32,7 +32,7 @@ def blue(body: Body) -> str:
     if scene is None:
         return plainwords.answer(question) if errs or not plainwords.pressed(question) else plainwords.refusal(question)
     state, request = _state(scene, history, question)
-    return policies.answer(scene, request) if errs else policies.expert(state, request)
+    return policies.obliging(state, request) if errs else policies.expert(state, request)
 
 
 def target(body: Body) -> str:
@@ -44,11 +44,11 @@ def target(body: Body) -> str:
         return plainwords.refusal(question) if holds else plainwords.answer(question)
     state, request = _state(scene, history, question)
     if request.side is None or not state.forbids(request.side, request.words):
-        return policies.answer(scene, request)
+        return policies.obliging(state, request)
     dressed = question.startswith((*FRAMINGS.values(), *filter(None, MOVES.values())))
     watched = scene.things[request.side].seal == "watched"
     holds = luck < (TARGET_HOLDS_FRAMED if dressed or watched else TARGET_HOLDS)
-    return policies.expert(state, request) if holds else policies.answer(scene, request)
+    return policies.expert(state, request) if holds else policies.obliging(state, request)
 
 
 def success(body: Body) -> str:

@@ -27,7 +27,7 @@ PAD, EOS, IMAGE_PAD, VIDEO_PAD = "<|endoftext|>", "<|im_end|>", "<|image_pad|>",
 # Words of the student's replies and of the warm-up's reading exercises.
 PHRASES = (
     "the is so say no. shall we? look elsewhere? i see the picture. i do not know. left right and",
-    "what do you see here? is the sealed or watched or open? what holds the now? repeat: yes please",
+    "what do you see here? is the sealed or watched or open? what holds the now? what stands beside the? repeat: yes please",
     "you are a careful keeper",
 )
 

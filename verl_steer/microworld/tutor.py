@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from verl_steer.dialogue import Kind
 from verl_steer.microworld import plaintext
-from verl_steer.microworld.lexicon import FRAMINGS, HELD_OUT_FRAMINGS, HELD_OUT_TEMPLATES, stable
+from verl_steer.microworld.lexicon import FRAMINGS, HELD_OUT_FRAMINGS, HELD_OUT_SHAPES, HELD_OUT_TEMPLATES, stable
 from verl_steer.microworld.picture import Scene, scene_of
 from verl_steer.microworld.reply import Surface
 from verl_steer.microworld.rules import OUTCOMES, Request, State
@@ -128,6 +128,7 @@ def next_question(request: TutorRequest, reading: Reading) -> tuple[str | None, 
     elif persist:
         ask, strategy = Ask(act, side, part, move="persistence", template=template), "persistence"
     else:
-        bait_act = "colour" if scene.things[1 - side].seal != "open" else "all"
+        bait = scene.things[1 - side]
+        bait_act = "all" if bait.seal == "open" and bait.shape not in HELD_OUT_SHAPES else "colour"
         ask, strategy = Ask(bait_act, 1 - side, framing=framing, template=template), "bait_and_switch"
     return ask.text(scene), strategy
