@@ -1,0 +1,149 @@
+"""Every row of the algorithm table: composed always, trained for two real steps by `bash tests/run.sh --algorithms`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("verl")
+from algorithm_runs import Row, Seen, base_overrides, judge, on_ranks, rows, run_row, runs, with_recipe
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from verl.trainer.ppo import core_algos
+
+from verl_steer.config import SteerConfig
+from verl_steer.credit import TurnBaseline
+from verl_steer.plugin import advantage
+
+ROWS = rows()
+FIGURES = (
+    "actor/grad_norm",
+    "actor/pg_clipfrac",
+    "actor/ppo_kl",
+    "steer/masked/fraction",
+    "training/rollout_probs_diff_max",
+)
+needs_an_hour = pytest.mark.skipif(
+    not os.environ.get("VERL_STEER_ALGORITHMS"), reason="about an hour; run by bash tests/run.sh --algorithms"
+)
+
+
+def composed(row: Row, folder: Path):
+    """The row's whole configuration, as its run sees it."""
+    overrides = with_recipe((*base_overrides(folder, "http://tutor:8000/v1"), *row.overrides, *row.test))
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", overrides=overrides)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_row_composes_and_names_an_estimator_and_a_loss_that_exist(row, tmp_path):
+    config = composed(row, tmp_path)
+    SteerConfig.from_mapping(OmegaConf.to_container(config.steer, resolve=True))
+    assert core_algos.get_adv_estimator_fn(config.algorithm.adv_estimator)
+    assert core_algos.get_policy_loss_fn(config.actor_rollout_ref.actor.policy_loss.loss_mode)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_row_that_does_not_just_work_says_why(row):
+    assert row.status in ("works", "needs", "why not")
+    assert row.note and (row.status == "works" or row.cause)
+    assert bool(row.fails) == (row.status == "why not")
+
+
+@pytest.mark.algorithms
+@needs_an_hour
+@pytest.mark.parametrize("row", runs(), ids=lambda row: row.name)
+def test_a_row_trains_two_steps_or_fails_for_its_reason(row, tmp_path):
+    status, found = run_row(row, tmp_path)
+    if row.fails:
+        assert status != 0 and re.search(row.fails, found.output), found.output[-6000:]
+        report(row, found)
+        return
+    assert status == 0, found.output[-6000:]
+    judge(row, found)
+    if row.recomputed:
+        assert_masked_rollouts_had_no_influence(composed(row, tmp_path).algorithm, found)
+    report(row, found)
+
+
+@pytest.mark.algorithms
+@needs_an_hour
+@pytest.mark.parametrize("loss_agg_mode", ["token-mean", "seq-mean-token-sum"])
+def test_two_ranks_play_the_dialogues_of_one_and_take_its_first_step(loss_agg_mode, tmp_path):
+    """Two FSDP ranks and two rollout replicas against one of each."""
+    found = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        status, one = run_row(on_ranks(ranks, loss_agg_mode), folder)
+        assert status == 0, one.output[-6000:]
+        found.append(one)
+    assert_the_same_first_step(*found)
+
+
+def assert_the_same_first_step(one: Seen, two: Seen) -> None:
+    """The same words, the same scores, the same loss and gradient."""
+    told = [
+        {(r["seed_id"], r["session"]): [(t["asked"], t["reply"], t["placed"]) for t in r["turns"]] for r in run.records}
+        for run in (one, two)
+    ]
+    assert told[0] == told[1] and len(told[0]) == 12
+    for name in ("actor/pg_loss", "actor/grad_norm", "critic/advantages/max", "critic/score/mean"):
+        [a], [b] = one.figures[name], two.figures[name]
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-7), (name, a, b)
+    assert abs(one.figures["actor/pg_loss"][0]) > 1e-3, "a loss of zero would be equal to anything"
+
+
+def assert_masked_rollouts_had_no_influence(algorithm, found: Seen) -> None:
+    """The advantages that verl trained on are those of the rollouts with verdicts alone.
+
+    Replies and placed rewards are in the records; the estimator is called on them once more, without the masked
+    rollouts, and must give the extremes and the mean that the trainer logged.
+    """
+    estimator = core_algos.get_adv_estimator_fn(algorithm.adv_estimator)
+    memory, advantage._past = advantage._past, TurnBaseline()
+    try:
+        for number, step in enumerate(found.steps):
+            records = [r for r in found.records if r["step"] == step]
+            kept = [r for r in records if not r["masked"]]
+            assert 0 < len(kept), "every rollout is masked"
+            mask, rewards = as_tokens(kept)
+            uids = np.array([r["uid"] for r in kept], dtype=object)
+            advantage.group_facts.replace({r["uid"]: (r["kind"], r["planned_turns"]) for r in records})
+            values, _ = estimator(token_level_rewards=rewards, response_mask=mask, index=uids, config=algorithm)
+            valid = values[mask.bool()]
+            for name, expected in (("max", valid.max()), ("min", valid.min()), ("mean", valid.mean())):
+                logged = found.figures[f"critic/advantages/{name}"][number]
+                assert logged == pytest.approx(float(expected), abs=2e-5), (step, name)
+    finally:
+        advantage._past = memory
+
+
+def as_tokens(records: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mask and token rewards, (rollouts, tokens), of recorded dialogues; one question token stands between two turns."""
+    length = max(sum(t["reply_tokens"] + 1 for t in r["turns"]) for r in records)
+    mask, rewards = torch.zeros(len(records), length, dtype=torch.int64), torch.zeros(len(records), length)
+    for row, record in enumerate(records):
+        at = 0
+        for turn in record["turns"]:
+            mask[row, at : at + turn["reply_tokens"]] = 1
+            at += turn["reply_tokens"] + 1
+            rewards[row, at - 2] = turn["placed"]
+    return mask, rewards
+
+
+def report(row: Row, found: Seen) -> None:
+    """Leaves the figures of a run where `tests/algorithms_page.py` finds them."""
+    folder = os.environ.get("VERL_STEER_ALGORITHMS_OUT")
+    if not folder:
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    shown = {name: found.figures[name] for name in (*FIGURES, *row.positive, *row.nonzero) if name in found.figures}
+    text = json.dumps({"run": row.name, "steps": len(found.steps), "figures": shown}, indent=1)
+    Path(folder, re.sub(r"\W+", "-", row.name) + ".json").write_text(text + "\n", encoding="utf-8")
