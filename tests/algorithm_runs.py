@@ -1,6 +1,6 @@
 """Runs rows of tests/plugin/algorithms.yaml through verl's real entry point, and judges what was printed.
 
-An estimator, a loss and a KL do not meet in any key, so one run can show several rows: the table lists the runs.
+An estimator, a loss and a KL do not meet in any key, so one run can show several rows: the table says which do.
 
 The student is tiny and random, the tutor a server in this process: it scores by the sum of the letters that it reads,
 gives no verdict now and then (so that rollouts are masked), and calls every reply to some seeds the same (so that
@@ -90,18 +90,27 @@ def rows() -> list[Row]:
     return found
 
 
+def stages() -> list[Row]:
+    """The stages of the sweep: rows that differ in estimator and loss alone."""
+    return _together("sweep")
+
+
 def runs() -> list[Row]:
-    """The runs that show the table: rows laid over each other, those that no list names alone.
+    """The runs of their own, those that no list names alone; those of the sweep are not among them."""
+    listed = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    named = {name for names in (*listed["sweep"], *listed["runs"]) for name in names}
+    return [*_together("runs"), *(row for row in rows() if row.name not in named)]
+
+
+def _together(kind: str) -> list[Row]:
+    """Rows laid over each other, as the table lists them.
 
     Raises:
-        ValueError: Two rows of a run want different values of one key.
-        KeyError: A run names a row that the table does not have.
+        KeyError: A list names a row that the table does not have.
+        ValueError: Two rows of a list want different values of one key.
     """
-    alone = {row.name: row for row in rows()}
-    together = []
-    for names in yaml.safe_load(TABLE.read_text(encoding="utf-8"))["runs"]:
-        together.append(laid_over([alone.pop(name) for name in names]))
-    return [*together, *alone.values()]
+    known = {row.name: row for row in rows()}
+    return [laid_over([known[name] for name in names]) for names in yaml.safe_load(TABLE.read_text("utf-8"))[kind]]
 
 
 def laid_over(members: list[Row]) -> Row:
@@ -212,17 +221,24 @@ def seen(folder: Path, output: str) -> Seen:
     """Every metric of every step, and the records."""
     lines = [line for line in output.splitlines() if "training/global_step:" in line]
     names = sorted({name for line in lines for name in re.findall(r"(?:^|[ -])([a-z_]+/[\w/@.-]+):", line)})
-    text = "\n".join(lines)
-    figures = {name: series(text, name) for name in names}
+    # A metric that a step does not have (a loss without clip fraction) is NaN there.
+    figures = {name: [(series(line, name) or [math.nan])[0] for line in lines] for name in names}
     directory = folder / "out" / "records"
     records = list(read_records(directory, "train")) if directory.is_dir() else []
-    return Seen(series(text, "training/global_step"), figures, records, output)
+    return Seen(figures.get("training/global_step", []), figures, records, output)
+
+
+def part_of(found: Seen, stage: int, steps: int = STEPS) -> Seen:
+    """The steps of one stage of the sweep."""
+    cut = slice(stage * steps, (stage + 1) * steps)
+    figures = {name: values[cut] for name, values in found.figures.items()}
+    return Seen(found.steps[cut], figures, [r for r in found.records if r["step"] in found.steps[cut]], found.output)
 
 
 def judge(row: Row, found: Seen) -> None:
     """Asserts what the row promises of a run that ended well."""
     figures, tail = found.figures, found.output[-6000:]
-    assert found.steps == [float(s) for s in range(1, STEPS + 1)], tail
+    assert len(found.steps) == STEPS, tail
     for name in ("actor/grad_norm", "actor/pg_loss", "critic/advantages/max", "critic/advantages/min"):
         values = figures[name]
         assert len(values) == STEPS and all(math.isfinite(v) for v in values), (name, values)
@@ -232,8 +248,8 @@ def judge(row: Row, found: Seen) -> None:
     differences = figures["training/rollout_probs_diff_max"]
     assert len(differences) == STEPS and max(differences[: row.agrees]) <= AGREEMENT, differences
     for name in row.positive:
-        assert name in figures and max(figures[name]) > 0, (name, figures.get(name))
+        assert name in figures and any(v > 0 for v in figures[name]), (name, figures.get(name))
     for name in row.nonzero:
-        assert name in figures and any(v != 0 for v in figures[name]), (name, figures.get(name))
+        assert name in figures and any(abs(v) > 0 for v in figures[name]), (name, figures.get(name))
     for name in row.zero:
-        assert name in figures and not any(figures[name]), (name, figures.get(name))
+        assert name in figures and all(v == 0 for v in figures[name]), (name, figures.get(name))

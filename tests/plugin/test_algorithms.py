@@ -12,7 +12,20 @@ import pytest
 import torch
 
 pytest.importorskip("verl")
-from algorithm_runs import Row, Seen, base_overrides, judge, on_ranks, rows, run_row, runs, with_recipe
+import algorithm_sweep
+from algorithm_runs import (
+    Row,
+    Seen,
+    base_overrides,
+    judge,
+    on_ranks,
+    part_of,
+    rows,
+    run_row,
+    runs,
+    stages,
+    with_recipe,
+)
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from verl.trainer.ppo import core_algos
@@ -35,7 +48,7 @@ needs_an_hour = pytest.mark.skipif(
 
 
 def composed(row: Row, folder: Path):
-    """The row's whole configuration, as its run sees it."""
+    """The row's whole configuration, as a run of its own sees it."""
     overrides = with_recipe((*base_overrides(folder, "http://tutor:8000/v1"), *row.overrides, *row.test))
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose("ppo_trainer", overrides=overrides)
@@ -70,6 +83,55 @@ def test_a_row_trains_two_steps_or_fails_for_its_reason(row, tmp_path):
     if row.recomputed:
         assert_masked_rollouts_had_no_influence(composed(row, tmp_path).algorithm, found)
     report(row, found)
+
+
+def test_every_row_is_shown_once_and_every_estimator_and_loss_of_verl_is_in_the_table():
+    shown = [name for row in (*stages(), *runs()) for name in row.name.split(" + ")]
+    assert sorted(shown) == sorted(row.name for row in ROWS)
+    overrides = " ".join(o for row in ROWS for o in row.overrides)
+    for estimator in core_algos.ADV_ESTIMATOR_REGISTRY:
+        name = str(getattr(estimator, "value", estimator))
+        ours = {"steer_grpo": "(the default)", "steer_turn": "credit=turn", "steer_final": "credit=final"}
+        # verl's own are used as masked_*; gae is in the recipe.
+        assert ours.get(name) or f"={name}" in f"{overrides} =gae" or f"=masked_{name}" in overrides, name
+    for loss in core_algos.POLICY_LOSS_REGISTRY:
+        # gspo is in the recipe; bypass_mode is rollout correction's, not a loss to choose; the sweep's own is no row.
+        assert f"loss_mode={loss}" in overrides or loss in ("gspo", "bypass_mode", algorithm_sweep.NAME), loss
+
+
+@pytest.mark.algorithms
+@needs_an_hour
+def test_the_sweep_trains_two_steps_with_each_estimator_and_each_loss(tmp_path, monkeypatch):
+    listed = stages()
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps([algorithm_sweep.stage_of(composed(row, tmp_path)) for row in listed]))
+    monkeypatch.setenv(algorithm_sweep.PLAN, str(plan))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    )
+    steps = len(listed) * algorithm_sweep.STEPS_EACH
+    sweep = Row("sweep", "", "works", algorithm_sweep.OVERRIDES)
+    status, found = run_row(
+        sweep, tmp_path, f"trainer.total_training_steps={steps}", "trainer.total_epochs=20", timeout_s=900
+    )
+    assert status == 0, found.output[-6000:]
+    assert_the_sweep(listed, plan, tmp_path, found)
+    for number, row in enumerate(listed):
+        report(row, part_of(found, number))
+
+
+def assert_the_sweep(listed: list[Row], plan: Path, folder: Path, found: Seen) -> None:
+    """Every stage shows what its rows promise, with its own loss at every update."""
+    each = algorithm_sweep.LOSSES_A_STEP * algorithm_sweep.STEPS_EACH
+    losses = [stage["policy_loss"]["loss_mode"] for stage in json.loads(plan.read_text(encoding="utf-8"))]
+    expected = [f"{number} {loss}" for number, loss in enumerate(losses) for _ in range(each)]
+    assert plan.with_suffix(".losses").read_text(encoding="utf-8").splitlines() == expected
+    assert found.steps == [float(s + 1) for s in range(len(listed) * algorithm_sweep.STEPS_EACH)]
+    for number, row in enumerate(listed):
+        stage = part_of(found, number)
+        judge(row, stage)
+        if row.recomputed:
+            assert_masked_rollouts_had_no_influence(composed(row, folder).algorithm, stage)
 
 
 @pytest.mark.algorithms
@@ -112,7 +174,7 @@ def assert_masked_rollouts_had_no_influence(algorithm, found: Seen) -> None:
         for number, step in enumerate(found.steps):
             records = [r for r in found.records if r["step"] == step]
             kept = [r for r in records if not r["masked"]]
-            assert 0 < len(kept), "every rollout is masked"
+            assert len(kept) > 0, "every rollout is masked"
             mask, rewards = as_tokens(kept)
             uids = np.array([r["uid"] for r in kept], dtype=object)
             advantage.group_facts.replace({r["uid"]: (r["kind"], r["planned_turns"]) for r in records})

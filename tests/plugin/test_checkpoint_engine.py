@@ -29,7 +29,9 @@ class Handle:
 
     def __getattr__(self, name):
         method = getattr(self.mailbox, name)
-        return type("Method", (), {"remote": staticmethod(lambda *args: Reference(asyncio.ensure_future(method(*args))))})
+        return type(
+            "Method", (), {"remote": staticmethod(lambda *args: Reference(asyncio.ensure_future(method(*args))))}
+        )
 
 
 class Reference:
@@ -117,7 +119,9 @@ def test_the_topology_makes_a_mailbox_that_real_ray_carries():
     try:
         to_senders, to_readers = RayCheckpointEngine.build_topology(2, 1, [None] * 3)
         made = [RayCheckpointEngine(40, timeout_s=60.0) for _ in range(3)]
-        pairs = zip(to_senders["mailbox"] + to_readers["mailbox"], to_senders["sends"] + to_readers["sends"], strict=True)
+        pairs = zip(
+            to_senders["mailbox"] + to_readers["mailbox"], to_senders["sends"] + to_readers["sends"], strict=True
+        )
         for engine, (mailbox, sends) in zip(made, pairs, strict=True):
             engine.init_process_group(mailbox=mailbox, sends=sends)
 

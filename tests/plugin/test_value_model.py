@@ -53,5 +53,8 @@ def test_verl_asks_us_for_a_critic_that_sees_and_itself_for_any_other(student, m
 
     with pytest.raises((RuntimeError, ImportError, OSError)):
         verl.utils.model.load_valuehead_model(
-            local_path=str(student / "none"), torch_dtype=torch.float32, model_config=Qwen2Config(), trust_remote_code=False
+            local_path=str(student / "none"),
+            torch_dtype=torch.float32,
+            model_config=Qwen2Config(),
+            trust_remote_code=False,
         )

@@ -32,9 +32,7 @@ class GroupFacts:
         self._facts: dict[str, tuple[str, int]] = {}
         self._greedy: dict[str, float | None] = {}
 
-    def replace(
-        self, facts: dict[str, tuple[str, int]], greedy: dict[str, float | None] | None = None
-    ) -> None:
+    def replace(self, facts: dict[str, tuple[str, int]], greedy: dict[str, float | None] | None = None) -> None:
         """Forgets the last step's groups and remembers this step's.
 
         Args:

@@ -127,7 +127,9 @@ class RayCheckpointEngine(CheckpointEngine):
         """
         number = 0
         while True:
-            boxed = await self._within(self._mailbox.get.remote(number), f"trainer sends portion {number} of the weights")
+            boxed = await self._within(
+                self._mailbox.get.remote(number), f"trainer sends portion {number} of the weights"
+            )
             if boxed is None:
                 return
             for name, tensor in await self._within(boxed[0], f"portion {number} of the weights arrives"):

@@ -17,7 +17,9 @@ def install(module: ModuleType) -> None:
     """Replaces `load_valuehead_model` of verl/utils/model.py for students that see; others keep verl's own."""
     original = module.load_valuehead_model
 
-    def load_valuehead_model(local_path: str, torch_dtype: torch.dtype, model_config: Any, trust_remote_code: bool) -> Any:
+    def load_valuehead_model(
+        local_path: str, torch_dtype: torch.dtype, model_config: Any, trust_remote_code: bool
+    ) -> Any:
         from transformers import AutoModelForImageTextToText
 
         if type(model_config) in AutoModelForImageTextToText._model_mapping:
