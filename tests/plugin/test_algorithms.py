@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import torch
 
 pytest.importorskip("verl")
 import algorithm_sweep
+import algorithms_page
 from algorithm_runs import (
     Row,
     Seen,
@@ -28,7 +30,11 @@ from algorithm_runs import (
 )
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from tensordict import TensorDict
+from verl import DataProto
 from verl.trainer.ppo import core_algos
+from verl.trainer.ppo.ray_trainer import compute_advantage
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 from verl_steer.config import SteerConfig
 from verl_steer.credit import TurnBaseline
@@ -97,6 +103,32 @@ def test_every_row_is_shown_once_and_every_estimator_and_loss_of_verl_is_in_the_
     for loss in core_algos.POLICY_LOSS_REGISTRY:
         # gspo is in the recipe; bypass_mode is rollout correction's, not a loss to choose; the sweep's own is no row.
         assert f"loss_mode={loss}" in overrides or loss in ("gspo", "bypass_mode", algorithm_sweep.NAME), loss
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("remax", "reward_baselines"),
+        ("optimal_token_baseline", "sum_pi_squared"),
+        ("tir_optimal_token_baseline", "sum_pi_squared"),
+        ("gdpo", "prompts"),
+    ],
+)
+def test_what_is_refused_fails_in_verl_for_lack_of_a_field_that_its_trainer_does_not_hand_over(name, missing):
+    """verl's own function, on exactly the fields that its V1 trainer reads before it calls it."""
+    source = inspect.getsource(PPOTrainer._compute_advantage)
+    read = re.search(r"fields = \[(.*?)\]", source)[1]
+    assert f'"{missing}"' not in read
+    handed = {f: torch.ones(2, 3) for f in re.findall(r'"(\w+)"', read) if f != "uid"}
+    batch = TensorDict({**handed, "token_level_rewards": torch.ones(2, 3)}, batch_size=2)
+    data = DataProto(batch=batch, non_tensor_batch={"uid": np.array(["a", "a"], dtype=object)})
+    config = OmegaConf.create({"gdpo_reward_keys": ["steer/return"]})
+    with pytest.raises((TypeError, AssertionError, KeyError), match=missing):
+        compute_advantage(data, adv_estimator=name, config=config)
+
+
+def test_the_page_is_what_the_table_and_the_kept_figures_make_of_it():
+    assert algorithms_page.PAGE.read_text(encoding="utf-8") == algorithms_page.page(algorithms_page.read_seen())
 
 
 @pytest.mark.algorithms
