@@ -58,12 +58,16 @@ Ray starts, with the reason; the file and line are verl's.
 ## Several ranks
 
 Rollouts are seeded by (seed, dialogue, step, session, turn), so the number of ranks and replicas changes no word of
-them. verl normalises token losses over the whole mini-batch of all ranks (`verl/trainer/ppo/core_algos.py:1170`), so
-the first step's loss and gradient are those of one rank, to 1e-5, with `token-mean` and with `seq-mean-token-sum`; a
-test of the same tier compares them. Two losses are no such sums: `geo_mean` averages within a micro-batch, whatever
-is configured (`:2000`), and `seq-mean-token-sum-norm` without `loss_scale_factor` divides by the longest reply of each
-micro-batch (`:1191`), which is why `with_dr_grpo` sets one.
+them. verl divides token losses by the tokens of the whole mini-batch of all ranks (`verl/trainer/ppo/core_algos.py:1175`),
+so two ranks should take the first step of one. A test of the same tier plays both and asserts the same words, and loss
+and gradient equal to 1e-5. It showed:
+
+RANKS
+Two losses are no such sums: `geo_mean` averages within a micro-batch, whatever is configured (`:2000`), and
+`seq-mean-token-sum-norm` without `loss_scale_factor` divides by the longest reply of each micro-batch (`:1191`), which
+is why `with_dr_grpo` sets one.
 """
+AGG_MODES = ("token-mean", "seq-mean-token-sum")
 
 
 def figures_of(names: list[str], found: dict[str, list[float]]) -> str:
@@ -102,7 +106,19 @@ def page(seen: dict[str, dict[str, list[float]]]) -> str:
         lines = [line(row, seen) for row in rows() if row.part == part]
         heads = "| | | add | what it is | seen |\n|---|---|---|---|---|\n"
         tables.append(f"## {part}\n\n{heads}" + "\n".join(lines) + "\n")
-    return "\n".join([HEAD, *tables, TAIL])
+    return "\n".join([HEAD, *tables, TAIL.replace("RANKS", "\n".join(ranks_line(m, seen) for m in AGG_MODES) + "\n")])
+
+
+def ranks_line(mode: str, seen: dict[str, dict[str, list[float]]]) -> str:
+    """What one rank and two showed with one aggregation of the loss."""
+    one, two = (seen.get(f"{ranks} ranks {mode}") for ranks in (1, 2))
+    if not one or not two:
+        return f"- `{mode}`: not run yet"
+    pairs = (
+        f"{word} {one[name][0]:.9g} on one rank, {two[name][0]:.9g} on two"
+        for word, name in (("loss", "actor/pg_loss"), ("gradient norm", "actor/grad_norm"))
+    )
+    return f"- `{mode}`: " + "; ".join(pairs)
 
 
 def read_seen() -> dict[str, dict[str, list[float]]]:
@@ -116,7 +132,7 @@ def take_over(folder: Path) -> dict[str, dict[str, list[float]]]:
     known = {row.name for row in (*stages(), *runs())}
     for file in sorted(folder.glob("*.json")):
         run = json.loads(file.read_text(encoding="utf-8"))
-        if run["run"] in known:
+        if run["run"] in known or run["run"] in {f"{n} ranks {mode}" for n in (1, 2) for mode in AGG_MODES}:
             seen |= dict.fromkeys(run["run"].split(" + "), run["figures"])
     SEEN.write_text(json.dumps(dict(sorted(seen.items())), indent=1) + "\n", encoding="utf-8")
     return seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -35,6 +36,7 @@ from verl import DataProto
 from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.ray_trainer import compute_advantage
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.utils.config import omega_conf_to_dataclass
 
 from verl_steer.config import SteerConfig
 from verl_steer.credit import TurnBaseline
@@ -44,6 +46,7 @@ ROWS = rows()
 FIGURES = (
     "actor/grad_norm",
     "actor/pg_clipfrac",
+    "actor/pg_loss",
     "actor/ppo_kl",
     "steer/masked/fraction",
     "training/rollout_probs_diff_max",
@@ -127,6 +130,44 @@ def test_what_is_refused_fails_in_verl_for_lack_of_a_field_that_its_trainer_does
         compute_advantage(data, adv_estimator=name, config=config)
 
 
+@pytest.mark.parametrize("row", stages(), ids=lambda row: row.name)
+def test_a_loss_that_left_ratio_1_clips_and_gives_a_masked_rollout_no_gradient(row, tmp_path):
+    """verl's own loss with the row's configuration, on six rollouts of which one is masked."""
+    config = omega_conf_to_dataclass(composed(row, tmp_path).actor_rollout_ref.actor)
+    torch.manual_seed(0)
+    mask = torch.ones(6, 40)
+    mask[:, 15:20] = 0  # the tutor's tokens
+    mask[5] = 0
+    config.global_batch_info.update(
+        dp_size=1, batch_num_tokens=mask.sum(), global_batch_size=6, loss_scale_factor=config.loss_scale_factor
+    )
+    old = -torch.rand(6, 40) * 4
+    advantages = torch.randn(6, 1) * mask
+    moved = 0.3 * torch.randn(6, 40)
+
+    def loss(change_of_masked: float):
+        now = (old + moved).detach()
+        now[5] += change_of_masked
+        now.requires_grad_()
+        mode = config.policy_loss.loss_mode
+        value, metrics = core_algos.get_policy_loss_fn(mode)(
+            old_log_prob=old,
+            log_prob=now,
+            advantages=advantages,
+            response_mask=mask.bool(),
+            loss_agg_mode=config.loss_agg_mode,
+            config=config,
+        )
+        value.backward()
+        return value.item(), now.grad, metrics
+
+    value, gradient, metrics = loss(0.0)
+    assert math.isfinite(value) and gradient.isfinite().all()
+    assert gradient[:5].abs().max() > 0 and not gradient[5].any() and not gradient[:, 15:20].any()
+    assert loss(-1.0)[0] == pytest.approx(value, abs=1e-7), "what a masked rollout said changes nothing"
+    assert all(metrics[name] > 0 for name in row.positive) and all(metrics[name] != 0 for name in row.nonzero)
+
+
 def test_the_page_is_what_the_table_and_the_kept_figures_make_of_it():
     assert algorithms_page.PAGE.read_text(encoding="utf-8") == algorithms_page.page(algorithms_page.read_seen())
 
@@ -179,6 +220,8 @@ def test_two_ranks_play_the_dialogues_of_one_and_take_its_first_step(loss_agg_mo
         assert status == 0, one.output[-6000:]
         found.append(one)
     assert_the_same_first_step(*found)
+    for ranks, one in zip((1, 2), found, strict=True):
+        report(on_ranks(ranks, loss_agg_mode), one)
 
 
 def assert_the_same_first_step(one: Seen, two: Seen) -> None:

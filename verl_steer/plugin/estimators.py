@@ -9,11 +9,11 @@ UNUSABLE = {
         f"use {REMAX}, which plays one"
     ),
     "optimal_token_baseline": (
-        "verl's V1 trainer never stores sum_pi_squared (verl/trainer/ppo/v1/trainer_base.py:1651); "
+        "verl's V1 trainer never stores sum_pi_squared (verl/trainer/ppo/v1/trainer_base.py:1653); "
         "steer_turn has a baseline for every turn"
     ),
     "tir_optimal_token_baseline": (
-        "verl's V1 trainer never stores sum_pi_squared (verl/trainer/ppo/v1/trainer_base.py:1651); "
+        "verl's V1 trainer never stores sum_pi_squared (verl/trainer/ppo/v1/trainer_base.py:1653); "
         "steer_turn has a baseline for every turn"
     ),
     "gdpo": (
