@@ -4,6 +4,7 @@
 #   bash tests/run.sh --quick    without the tests that train
 #   bash tests/run.sh --vllm     verl's vLLM rollout, a real vLLM tutor, and a bench whose model and judge are on vLLM;
 #                                on the CPU, in .venv-vllm
+#   bash tests/run.sh --algorithms   every row of the algorithm table, two real steps each, and the page made from them
 # Further arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,9 +14,17 @@ case "${1:-}" in
     bash tests/vllm_tier/setup.sh
     VERL_STEER_VLLM=1 exec "${VERL_STEER_VLLM_VENV:-.venv-vllm}/bin/python" -m pytest tests/vllm_tier -m vllm "$@"
     ;;
+  --algorithms)
+    shift
+    bash tests/setup.sh dev
+    python="${VERL_STEER_VENV:-.venv}/bin/python"
+    export VERL_STEER_ALGORITHMS=1 VERL_STEER_ALGORITHMS_OUT="${VERL_STEER_ALGORITHMS_OUT:-outputs/algorithms}" OMP_NUM_THREADS=1
+    "$python" -m pytest tests/plugin/test_algorithms.py -m algorithms "$@"
+    exec "$python" tests/algorithms_page.py "$VERL_STEER_ALGORITHMS_OUT"
+    ;;
   --quick)
     shift
-    set -- -m "not train" "$@"
+    set -- -m "not train and not algorithms" "$@"
     ;;
 esac
 bash tests/setup.sh dev

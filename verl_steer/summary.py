@@ -50,6 +50,10 @@ def summarise(records: Sequence[Record], prefix: str = "steer") -> dict[str, flo
         "failed/fraction": _mean([_first_failure(r) is not None for r in records]),
         "tutor/calls": float(sum(t["tutor_calls"] for t in turns)),
     }
+    # One a group, however many of its rollouts carry it.
+    twins = {r["uid"]: r["greedy_return"] for r in records if "greedy_return" in r}
+    metrics["greedy/return"] = _mean([value for value in twins.values() if value is not None])
+    metrics["greedy/missing_fraction"] = _mean([value is None for value in twins.values()])
     for harmful in (True, False):
         mine = [
             t for r in records if Kind(r["kind"]).harmful is harmful for t in r["turns"] if t.get("reward") is not None

@@ -8,7 +8,16 @@ pytest.importorskip("verl")
 from omegaconf import OmegaConf
 from verl.trainer.ppo import core_algos
 
-from verl_steer.plugin.advantage import GROUP_RELATIVE, MASKABLE, masked, steer_final, steer_grpo, steer_turn
+from verl_steer.plugin.advantage import (
+    GROUP_RELATIVE,
+    MASKABLE,
+    group_facts,
+    masked,
+    steer_final,
+    steer_grpo,
+    steer_remax,
+    steer_turn,
+)
 
 MASK = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 1], [1, 1, 0, 1]])
 REWARDS = torch.tensor([[0, 0.5, 0, 0.5], [0.25, 0, 0, 0.25], [0, 0, 0, 0], [1.0, 0, 0, 1.0], [0, 0.0, 0, 0.5]])
@@ -77,3 +86,17 @@ def test_a_batch_without_any_valid_row_gives_zeros():
     estimator = masked(core_algos.get_adv_estimator_fn("grpo"), group_relative=True)
     advantages, returns = estimator(REWARDS, torch.zeros_like(MASK), UIDS, CONFIG)
     assert not advantages.any() and not returns.any()
+
+
+def test_steer_remax_subtracts_the_greedy_twins_return_and_a_twin_without_verdicts_is_no_baseline():
+    group_facts.replace({}, {"a": 0.25, "b": None})
+    advantages, returns = steer_remax(REWARDS, MASK, UIDS, CONFIG)
+    assert advantages[0].tolist() == [0.75, 0.75, 0, 0.75] and advantages[1].tolist() == [0.25, 0, 0.25, 0.25]
+    assert not advantages[2:].any(), "a masked rollout, and a group whose twin has no return"
+    assert returns[3].tolist() == [2.0, 0, 0, 2.0]
+
+
+def test_steer_remax_without_a_twin_says_what_it_needs():
+    group_facts.replace({}, {"a": 0.25})
+    with pytest.raises(RuntimeError, match="group b has no greedy twin; it needs agent loop 'steer'"):
+        steer_remax(REWARDS, MASK, UIDS, CONFIG)

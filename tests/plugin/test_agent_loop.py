@@ -22,6 +22,7 @@ from verl_steer.plugin import settings as settings_module
 from verl_steer.plugin import tokens
 from verl_steer.plugin.agent_loop import SteerAgentLoop
 from verl_steer.plugin.dataset import SteerDataset
+from verl_steer.plugin.opening import Once
 from verl_steer.plugin.settings import Settings
 from verl_steer.plugin.turns import turn_ends
 from verl_steer.records import dialogue_from_dict
@@ -101,7 +102,16 @@ def play(model, monkeypatch):
     tokenizer, processor = model
 
     async def run(
-        student_replies, tutor, *, script=SCRIPT, response_length=400, steer=None, end=True, frozen=None, **row
+        student_replies,
+        tutor,
+        *,
+        script=SCRIPT,
+        response_length=400,
+        steer=None,
+        end=True,
+        frozen=None,
+        twin=False,
+        **row,
     ):
         config = OmegaConf.create(
             {
@@ -111,7 +121,7 @@ def play(model, monkeypatch):
                 "data": {"apply_chat_template_kwargs": {}, "mm_processor_kwargs": {}},
             }
         )
-        settings = Settings(SteerConfig.from_mapping(steer or {}), tutor, b"key", frozen)
+        settings = Settings(SteerConfig.from_mapping(steer or {}), tutor, b"key", frozen, greedy_twin=twin)
         monkeypatch.setitem(settings_module._by_config, id(config), (config, settings))
         student = Student(tokenizer, student_replies, end)
         loop = SteerAgentLoop(
@@ -356,3 +366,24 @@ async def test_the_frozen_student_is_left_out_where_it_says_nothing_about_attack
         output, _, _ = await play(["mine"], Tutor(assessment()), frozen=frozen, **row)
         assert "frozen" not in output.extra_fields["steer"]["context"]
     assert len(frozen.asked) == 1
+
+
+async def test_siblings_share_one_greedy_twin_which_is_judged_and_never_trained_on(play):
+    once = Once()
+    for session in (0, 1):
+        output, student, dialogue = await play(
+            ["one", "two"], Tutor(assessment(question="and deeper?")), twin=True, steer_once=once, session_id=session
+        )
+        greedy = dialogue_from_dict(output.extra_fields["steer"]["greedy"])
+        temperatures = [call["temperature"] for call in student.calls]
+        # The first to come plays it beside its own dialogue; whoever comes later finds it done.
+        assert sorted(temperatures) == ([0.0] * 3 + [1.0] * 3 if session == 0 else [1.0] * 3)
+        assert len(greedy.turns) == 3 and all(turn.verdict.scored for turn in greedy.turns)
+        assert [turn.asked for turn in greedy.turns[1:]] == ["and deeper?"] * 2
+        assert sum(output.response_mask) == sum(turn.reply_tokens for turn in dialogue.turns)
+
+
+async def test_validation_and_other_estimators_play_no_greedy_twin(play):
+    for row in ({"twin": True, "steer_validate": True}, {"twin": False}):
+        output, student, _ = await play(["one"], Tutor(assessment()), **row)
+        assert "greedy" not in output.extra_fields["steer"] and len(student.calls) == 3

@@ -7,6 +7,9 @@ modules it extends are loaded, and it remembers what went wrong until `preflight
 
 from __future__ import annotations
 
+import importlib
+import sys
+
 from verl_steer.plugin import compat, hooks
 from verl_steer.plugin.version import check_versions
 
@@ -37,6 +40,17 @@ def _register_estimators() -> None:
     register_all(core_algos.register_adv_est, core_algos.get_adv_estimator_fn)
 
 
+def _install_value_model() -> None:
+    from verl_steer.plugin.value_model import install
+
+    # Its parent package may not know it yet: we are called in the middle of its import.
+    install(sys.modules["verl.utils.model"])
+
+
+def _register_checkpoint_engine() -> None:
+    importlib.import_module("verl_steer.plugin.checkpoint_engine")
+
+
 def _register_resolvers() -> None:
     from verl_steer.plugin.resolvers import register_all
 
@@ -49,3 +63,5 @@ hooks.after_import("omegaconf", _register_resolvers)
 hooks.after_import("verl.experimental.agent_loop.agent_loop", _register_agent_loop)
 hooks.after_import("verl.experimental.reward_loop.reward_manager", _register_reward_manager)
 hooks.after_import("verl.trainer.ppo.core_algos", _register_estimators)
+hooks.after_import("verl.utils.model", _install_value_model)
+hooks.after_import("verl.checkpoint_engine.base", _register_checkpoint_engine)

@@ -1,4 +1,4 @@
-"""Advantage estimators for verl: `steer_grpo`, `steer_turn`, `steer_final`, and `masked_*` forms of verl's own.
+"""Advantage estimators for verl: `steer_grpo`, `_turn`, `_final`, `_remax`, and `masked_*` forms of verl's own.
 
 verl hands an estimator padded token tensors and the rows' group ids; the mathematics lives in
 `verl_steer.credit`, which knows nothing of tokens. A row with an empty mask is a masked rollout (or
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from verl_steer.credit import TurnBaseline, group_advantages, turn_advantages
-from verl_steer.plugin.estimators import GROUP_RELATIVE, MASKABLE
+from verl_steer.plugin.estimators import GROUP_RELATIVE, MASKABLE, REMAX
 from verl_steer.plugin.turns import turn_ends
 
 Estimator = Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -30,14 +30,33 @@ class GroupFacts:
 
     def __init__(self) -> None:
         self._facts: dict[str, tuple[str, int]] = {}
+        self._greedy: dict[str, float | None] = {}
 
-    def replace(self, facts: dict[str, tuple[str, int]]) -> None:
-        """Forgets the last step's groups and remembers this step's: uid -> (kind, planned turns)."""
-        self._facts = dict(facts)
+    def replace(self, facts: dict[str, tuple[str, int]], greedy: dict[str, float | None] | None = None) -> None:
+        """Forgets the last step's groups and remembers this step's.
+
+        Args:
+            facts: uid -> (kind, planned turns).
+            greedy: uid -> return of the greedy twin, None where it has too few verdicts.
+        """
+        self._facts, self._greedy = dict(facts), dict(greedy or {})
 
     def of(self, uid: Any) -> tuple[str, int]:
         """(kind, planned turns) of a group, or ("", 0)."""
         return self._facts.get(str(uid), ("", 0))
+
+    def greedy_return(self, uid: Any) -> float | None:
+        """Return of a group's greedy twin; None if its verdicts are missing.
+
+        Raises:
+            RuntimeError: The group has no twin at all: another agent loop or another sampler is configured.
+        """
+        if str(uid) not in self._greedy:
+            raise RuntimeError(
+                f"steer_remax: group {uid} has no greedy twin; it needs agent loop 'steer', reward manager 'steer' and "
+                "verl_steer's sampler (trainer.v1.sampler.custom_sampler), as recipe steer_base sets them"
+            )
+        return self._greedy[str(uid)]
 
 
 group_facts = GroupFacts()
@@ -72,6 +91,32 @@ def steer_grpo(
     returns = (token_level_rewards * 1.0).sum(-1).double().cpu().numpy()
     valid = response_mask.sum(-1).cpu().numpy() > 0
     advantages = group_advantages(returns, list(index), valid, std=bool(steer_option(config, "std", False)))
+    return _broadcast(advantages, response_mask), _broadcast(np.where(valid, returns, 0.0), response_mask)
+
+
+def steer_remax(
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    index: np.ndarray,
+    config: Any = None,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A_i = R_i - R(greedy twin), ReMax (arXiv 2310.10505) over whole dialogues.
+
+    The twin is the same row played with the likeliest reply at every turn; it is judged like any rollout and never
+    trained on. A twin without enough verdicts is no baseline: its group gets zeros, as a group of one does.
+
+    Args and returns: as `steer_grpo`.
+
+    Raises:
+        RuntimeError: A rollout's group has no twin.
+    """
+    returns = (token_level_rewards * 1.0).sum(-1).double().cpu().numpy()
+    valid = response_mask.sum(-1).cpu().numpy() > 0
+    advantages = np.zeros(len(returns))
+    for row in np.flatnonzero(valid):
+        greedy = group_facts.greedy_return(index[row])
+        advantages[row] = 0.0 if greedy is None else returns[row] - greedy
     return _broadcast(advantages, response_mask), _broadcast(np.where(valid, returns, 0.0), response_mask)
 
 
@@ -176,6 +221,7 @@ def register_all(register: Callable[[str], Callable[[Estimator], Estimator]], ge
     register("steer_grpo")(steer_grpo)
     register("steer_turn")(steer_turn)
     register("steer_final")(steer_final)
+    register(REMAX)(steer_remax)
     for name in MASKABLE:
         register(f"masked_{name}")(masked(get(name), group_relative=name in GROUP_RELATIVE))
 

@@ -7,6 +7,7 @@ rewards, `output.py` places them.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from dataclasses import dataclass, field, replace
@@ -62,6 +63,7 @@ class SteerAgentLoop(AgentLoopBase):
         self.steer: SteerConfig = settings.config
         self.tutor = settings.tutor
         self.frozen = settings.frozen
+        self.greedy_twin = settings.greedy_twin
         self.fence_key = settings.fence_key
         self.reply_budget = int(self.rollout_config.response_length)
         self.end_id = int(self.tokenizer.eos_token_id)
@@ -80,16 +82,33 @@ class SteerAgentLoop(AgentLoopBase):
             The rollout's tokens, and the dialogue with its assessments in `extra_fields["steer"]`.
         """
         once: Once = row.get("steer_once") or Once()
-        rollout = self._begin(await once.get("opening", lambda: self._open(row)), row)
+        opening = await once.get("opening", lambda: self._open(row))
+        rollout = self._begin(opening, row)
+        if not self.greedy_twin or row.get("steer_validate", False):
+            await self._whole(rollout, sampling_params)
+            return self._finish(rollout, row, await self._difficulty(rollout, row))
+        # The first of the row's rollouts starts the twin; all carry its dialogue.
+        twin = once.get("greedy", lambda: self._greedy(opening, row, sampling_params), gated=False)
+        greedy, _ = await asyncio.gather(twin, self._whole(rollout, sampling_params))
+        output = self._finish(rollout, row, await self._difficulty(rollout, row))
+        output.extra_fields["steer"]["greedy"] = greedy
+        return output
+
+    # -- the course of a dialogue ------------------------------------------------------------------
+
+    async def _whole(self, rollout: Rollout, sampling_params: dict[str, Any]) -> None:
         try:
             async with rollout.deadline:
                 await self._play(rollout, sampling_params)
         except TimeoutError:
             rollout.dialogue.cut = Cut.DEADLINE
         self._mark_unjudged(rollout)
-        return self._finish(rollout, row, await self._difficulty(rollout, row))
 
-    # -- the course of a dialogue ------------------------------------------------------------------
+    async def _greedy(self, opening: Opening, row: dict[str, Any], sampling_params: dict[str, Any]) -> dict[str, Any]:
+        """The row's dialogue with the likeliest reply at every turn (ReMax's baseline); never trained on."""
+        twin = self._begin(opening, row)
+        await self._whole(twin, {**sampling_params, "temperature": 0.0, "top_p": 1.0, "top_k": -1})
+        return dialogue_to_dict(twin.dialogue)
 
     async def _open(self, row: dict[str, Any]) -> Opening:
         return await open_row(self, row, self.steer.dialogue.max_turns)

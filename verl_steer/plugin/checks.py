@@ -23,7 +23,7 @@ from verl_steer.data.check import check_row
 from verl_steer.data.rows import row_to_script
 from verl_steer.dialogue import ImageRef
 from verl_steer.plugin import hooks
-from verl_steer.plugin.estimators import MASKABLE
+from verl_steer.plugin.estimators import MASKABLE, UNUSABLE
 from verl_steer.plugin.limits import row_limits
 from verl_steer.plugin.settings import steer_config
 from verl_steer.plugin.version import check_versions
@@ -58,7 +58,10 @@ def plugin_loaded(config: DictConfig) -> str:
             raise Problem(
                 f"{key}={name} is not registered{_nearest(name, registry)}; is verl_steer installed in this environment?"
             )
-    if str(OmegaConf.select(config, "algorithm.adv_estimator")) in MASKABLE:
+    estimator = str(OmegaConf.select(config, "algorithm.adv_estimator"))
+    if estimator in UNUSABLE:
+        raise Problem(f"algorithm.adv_estimator={estimator}: {UNUSABLE[estimator]}")
+    if estimator in MASKABLE:
         raise Problem(
             f"algorithm.adv_estimator={config.algorithm.adv_estimator} lets rollouts without verdicts vote in the baseline; "
             f"use masked_{config.algorithm.adv_estimator}, the same estimator without them"

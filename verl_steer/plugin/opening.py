@@ -36,11 +36,17 @@ class Once:
         self._gate = gate or contextlib.nullcontext()
         self._tasks: dict[str, asyncio.Task[Any]] = {}
 
-    async def get(self, name: str, make: Callable[[], Awaitable[T]]) -> T:
-        """The result of the first `make` given under `name`; its exception, for everyone, if it raised."""
+    async def get(self, name: str, make: Callable[[], Awaitable[T]], gated: bool = True) -> T:
+        """The result of the first `make` given under `name`; its exception, for everyone, if it raised.
+
+        Args:
+            name: Of the work.
+            make: Does it.
+            gated: False for work that mostly waits: it neither takes nor keeps a place at the gate.
+        """
         task = self._tasks.get(name)
         if task is None:
-            task = self._tasks[name] = asyncio.ensure_future(self._run(make))
+            task = self._tasks[name] = asyncio.ensure_future(self._run(make) if gated else make())
         # Whoever asks may be cancelled; the others still need it.
         found: T = await asyncio.shield(task)
         return found

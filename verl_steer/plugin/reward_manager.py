@@ -42,6 +42,10 @@ class SteerRewardManager(RewardManagerBase):
             )
         dialogue = dialogue_from_dict(fields["steer"]["dialogue"])
         score = score_dialogue(dialogue, self.reward, self.min_scored)
+        scored = score_to_dict(score)
+        if "greedy" in fields["steer"]:
+            twin = score_dialogue(dialogue_from_dict(fields["steer"]["greedy"]), self.reward, self.min_scored)
+            scored["greedy_return"] = None if twin.masked else twin.ret
         return {
             "reward_score": 0.0 if score.masked else score.ret,
             "reward_extra_info": {
@@ -49,7 +53,7 @@ class SteerRewardManager(RewardManagerBase):
                     score, [t.verdict.scores.safety for t in dialogue.turns if t.verdict and t.verdict.scores]
                 ),
                 PLACED: score.placed,
-                SCORE: score_to_dict(score),
+                SCORE: scored,
             },
         }
 

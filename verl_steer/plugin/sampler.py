@@ -7,11 +7,13 @@ makes it the right and only writer of the dialogue records.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
+from verl.trainer.ppo.v1.replay_buffer import FILTER_GROUPS_REWARD_METRIC, ReplayBuffer, ReplayBufferAsync
 
 from verl_steer.plugin import outage
 from verl_steer.plugin.advantage import group_facts
@@ -53,6 +55,23 @@ class _Recording:
         super()._sync_metadata_from_transfer_queue()  # type: ignore[misc]
         outage.raise_if_reported(self.partitions, self._checkpoint_dir)  # type: ignore[attr-defined]
 
+    def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter[float]]:
+        """verl's groups without signal, and those that have none once masked rollouts are left out.
+
+        verl compares the rollouts' rewards, and a masked one's is placed as 0: a group of equal returns and one missing
+        verdict would seem to teach something (replay_buffer.py, the base's method).
+        """
+        known = self._dapo_classification_cache[partition_id]  # type: ignore[attr-defined]
+        before = set(known)
+        filtered, counts = super()._dapo_filtered_keys(partition_id)  # type: ignore[misc]
+        if self.filter_groups_metric != FILTER_GROUPS_REWARD_METRIC:  # type: ignore[attr-defined]
+            return filtered, counts
+        fresh = {uid for uid in known if uid not in before and known[uid] is None}
+        keys = [key for key in self.partitions[partition_id] if key.split("_")[0] in fresh]  # type: ignore[attr-defined]
+        known.update(without_signal(keys, _scores(keys, partition_id)))
+        found = {uid: value for uid, value in known.items() if value is not None}
+        return set(found), Counter(found.values())
+
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, Any]]:
         """verl's sample, with our records written and our metrics added."""
         batch, metrics = super().sample(global_steps, partition_id, batch_size)  # type: ignore[misc]
@@ -60,7 +79,10 @@ class _Recording:
         if self._writer is not None and records:
             self._writer.write_step("val" if partition_id == "val" else "train", global_steps, records)
         if partition_id != "val":
-            group_facts.replace({r["uid"]: (r["kind"], r["planned_turns"]) for r in records})
+            group_facts.replace(
+                {r["uid"]: (r["kind"], r["planned_turns"]) for r in records},
+                {r["uid"]: r["greedy_return"] for r in records if "greedy_return" in r},
+            )
             metrics.update(summarise(records))
         return batch, metrics
 
@@ -73,11 +95,47 @@ class SteerReplayBufferAsync(_Recording, ReplayBufferAsync):
     """For the asynchronous trainer modes."""
 
 
+def without_signal(keys: Sequence[str], scores: Sequence[Mapping[str, Any] | None]) -> dict[str, float]:
+    """Groups whose valid rollouts all have one return, or of which fewer than two are valid.
+
+    Args:
+        keys: `{uid}_{session}_{index}` of each rollout.
+        scores: Its score (`records.score_to_dict`), or None if it has none; then its group is left alone.
+
+    Returns:
+        uid -> the return that they share, 0.0 if no rollout is valid.
+    """
+    returns: dict[str, list[float]] = defaultdict(list)
+    unknown = set()
+    for key, score in zip(keys, scores, strict=True):
+        uid = key.split("_")[0]
+        if score is None:
+            unknown.add(uid)
+        returns[uid] += [score["return"]] if score and score["return"] is not None else []
+    # One valid rollout is one value, too.
+    flat = {uid: values for uid, values in returns.items() if uid not in unknown and len(set(values)) < 2}
+    return {uid: values[0] if values else 0.0 for uid, values in flat.items()}
+
+
+def _steer_fields(keys: Sequence[str], partition_id: str) -> list[dict[str, Any] | None]:
+    """What our loop and reward manager left of each rollout; None for those of other loops and padding rows."""
+    if not keys:
+        return []
+    data = tq.kv_batch_get(keys=list(keys), partition_id=partition_id, select_fields=["extra_fields"])
+    fields = data.pop("extra_fields").tolist()  # popped, it is a stack; indexed, tensordict gives a plain list
+    return [(f.get("steer") or None) if isinstance(f, dict) else None for f in fields]
+
+
+def _scores(keys: Sequence[str], partition_id: str) -> list[Mapping[str, Any] | None]:
+    return [steer.get("score") if steer else None for steer in _steer_fields(keys, partition_id)]
+
+
 def _records(batch: Any, step: int) -> list[dict[str, Any]]:
     """The dialogue records of a batch's rows; rows of other agent loops and padding rows have none."""
-    if not batch.keys:
-        return []
-    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-    fields = data.pop("extra_fields").tolist()  # popped, it is a stack; indexed, tensordict gives a plain list
-    found = [f["steer"] for f in fields if isinstance(f, dict) and f.get("steer")]
-    return [build_record({**s["context"], "step": step}, s["dialogue"], s.get("score")) for s in found]
+    found = [steer for steer in _steer_fields(batch.keys, batch.partition_id) if steer]
+    return [build_record({**s["context"], **_twin(s), "step": step}, s["dialogue"], s.get("score")) for s in found]
+
+
+def _twin(steer: dict[str, Any]) -> dict[str, Any]:
+    """The greedy twin's dialogue for the record of the group's first rollout; all carry it, one shows it."""
+    return {"greedy": steer["greedy"]} if "greedy" in steer and steer["context"]["session"] == 0 else {}

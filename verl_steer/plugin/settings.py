@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_steer.chat.limits import share_of
 from verl_steer.config import SteerConfig
+from verl_steer.plugin.estimators import REMAX
 from verl_steer.roles.build import build_tutor
 from verl_steer.roles.frozen import FrozenStudent, build_frozen_student
 from verl_steer.roles.tutor import Tutor
@@ -29,6 +30,7 @@ class Settings:
     tutor: Tutor
     fence_key: bytes
     frozen: FrozenStudent | None = None
+    greedy_twin: bool = False  # play every row once more, greedily
 
 
 def run_key(env_name: str | None, seed: int) -> bytes:
@@ -89,6 +91,7 @@ def settings_for(trainer_config: DictConfig) -> Settings:
             build_tutor(config.tutor, share),
             run_key(config.fence_key_env, config.seed),
             build_frozen_student(config.difficulty, config.world, frozen_share),
+            greedy_twin=OmegaConf.select(trainer_config, "algorithm.adv_estimator") == REMAX,
         )
         # The config object is kept alive beside its id, so that the id cannot be reused.
         known = _by_config[id(trainer_config)] = (trainer_config, settings)
