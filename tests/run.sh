@@ -2,6 +2,7 @@
 # Sets up and runs the tests.
 #   bash tests/run.sh            everything that needs neither a GPU nor vLLM
 #   bash tests/run.sh --quick    without the tests that train
+#   bash tests/run.sh --patched  everything, on a copy of the pinned verl with all of patches/ applied
 #   bash tests/run.sh --vllm     verl's vLLM rollout, a real vLLM tutor, and a bench whose model and judge are on vLLM;
 #                                on the CPU, in .venv-vllm
 #   bash tests/run.sh --algorithms   every row of the algorithm table, two real steps each, and the page made from them
@@ -21,6 +22,17 @@ case "${1:-}" in
     export VERL_STEER_ALGORITHMS=1 VERL_STEER_ALGORITHMS_OUT="${VERL_STEER_ALGORITHMS_OUT:-outputs/algorithms}" OMP_NUM_THREADS=1
     "$python" -m pytest tests/plugin/test_algorithms.py -m algorithms "$@"
     exec "$python" tests/algorithms_page.py "$VERL_STEER_ALGORITHMS_OUT"
+    ;;
+  --patched)
+    shift
+    bash tests/setup.sh dev
+    python="${VERL_STEER_VENV:-.venv}/bin/python"
+    copy="$(mktemp -d)"
+    trap 'rm -rf "$copy"' EXIT
+    "$python" tests/patched_verl.py "$copy"
+    # The copy comes first on the path, here and in every process of Ray's; the installed verl stays as it is.
+    PYTHONPATH="$copy${PYTHONPATH:+:$PYTHONPATH}" VERL_STEER_PATCHED_VERL="$copy" "$python" -m pytest "$@"
+    exit
     ;;
   --quick)
     shift

@@ -177,6 +177,9 @@ def masked(base: Estimator, group_relative: bool) -> Estimator:
     Drops rows with an empty mask, calls `base` on the rest, scatters the result back. With
     `group_relative`, a group that kept a single row is dropped too: verl's estimators would return its
     raw score as advantage, or raise, where there is nothing to compare with.
+
+    A verl with patches/empty-rows-in-baselines.patch drops the empty rows before it calls any estimator, by
+    whatever name; then nothing is left to drop here but the single rows.
     """
 
     def estimator(

@@ -4,8 +4,8 @@ verl imports its plugins in every process of a job; importing what we extend the
 them seconds, and would bind verl's names before a workaround can replace them. So a callback waits
 for a module and runs right after that module's code has run, before its importer sees it.
 
-verl swallows a plugin's errors (verl/__init__.py:74). Here they are printed, kept in `failures` for
-preflight and doctor, and raised again.
+verl swallows a plugin's errors (verl/__init__.py:74, patches/loud-plugins.patch). Here they are printed,
+kept in `failures` for preflight and doctor, and raised again.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ The loop stores assessments, the reward manager scores them (`reward_manager.py`
 *places* the result. verl's V1 trainer calls `as_dict()` after scoring, which is the one moment where
 tokens and scores are both known. With another reward manager configured there is nothing to place,
 and verl's own behaviour (one scalar on the last token) stands.
+
+patches/turn-rewards.patch lets verl place turn rewards itself. What it cannot do is empty a masked
+rollout's mask and put the scored dialogue where the records look for it, so this class stays.
 """
 
 from __future__ import annotations

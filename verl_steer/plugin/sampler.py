@@ -20,7 +20,8 @@ from verl_steer.plugin.advantage import group_facts
 from verl_steer.records import RecordWriter, build_record
 from verl_steer.summary import summarise
 
-#: Arguments of verl's built-in samplers that verl does not pass to a custom one (trainer_base.py:162-184).
+#: Arguments of verl's built-in samplers that verl does not pass to a custom one (trainer_base.py:162-184); a verl with
+#: patches/custom-sampler-settings.patch does, and then what verl passes counts.
 _PASSED_ON = (
     "poll_interval",
     "filter_groups_metric",
@@ -40,7 +41,7 @@ class _Recording:
             if OmegaConf.is_config(sampler_kwargs)
             else dict(sampler_kwargs or {})
         )
-        passed = {name: options[name] for name in _PASSED_ON if options.get(name) is not None}
+        passed = {n: options[n] for n in _PASSED_ON if options.get(n) is not None and n not in kwargs}
         super().__init__(*args, sampler_kwargs=sampler_kwargs, **passed, **kwargs)
         directory = options.get("records_dir") or None
         self._writer = RecordWriter(directory) if directory else None

@@ -3,11 +3,13 @@
 verl registers them for cuda and npu only (verl/workers/engine/fsdp/transformer_impl.py:1143, :1594).
 They run on gloo as they are, with one exception: the forward-only reference model (:462) asks for
 `CPUOffloadPolicy(pin_memory=True)`, which pins host memory for a device that does not exist, and
-there is nothing to offload from either (patches/forward-only-pinned-memory.patch).
+there is nothing to offload from either. A verl with patches/forward-only-pinned-memory.patch does
+not ask for it, and builds its module undisturbed.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +19,9 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
 
 BACKENDS = ["fsdp", "fsdp2"]
+
+#: Whether this verl asks for pinned memory on every device; the condition that its source lacks is the patch's.
+PINS_MEMORY = 'if get_device_name() != "cpu":' not in inspect.getsource(FSDPEngineWithLMHead._build_fsdp_module)
 
 
 class _WithoutOffload:
@@ -34,6 +39,8 @@ class _WithoutOffload:
         super().__init__(model_config, engine_config, *args, **kwargs)
 
     def _build_fsdp_module(self, module: torch.nn.Module) -> torch.nn.Module:
+        if not PINS_MEMORY:
+            return super()._build_fsdp_module(module)  # type: ignore[misc,no-any-return]
         with _no_offload(self.engine_config):
             built: torch.nn.Module = super()._build_fsdp_module(module)  # type: ignore[misc]
         # What verl sets beside the policy: a forward-only engine moves nothing by itself.
