@@ -177,6 +177,9 @@ def base_overrides(folder: Path, tutor_url: str) -> tuple[str, ...]:
         "steer.tutor.attempts=1",
         *SMALL,
         f"actor_rollout_ref.rollout.n={ROLLOUTS}",
+        # 4 seeds x 3 rollouts: 12 rows, 6 a rank on two, 6 in a mini-batch of 2 seeds; verl wants each divisible.
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=3",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=3",
         f"actor_rollout_ref.model.path={folder}/student",
         f"data.train_files={folder}/rl.parquet",
         f"data.val_files={folder}/rl.parquet",
