@@ -177,6 +177,19 @@ def test_the_plugin_works_on_a_verl_that_needs_no_workaround(bench: Bench) -> No
     assert_passed(bench.run(bench.copy(*NAMES), list(CPU_SUITE), plugin=True))
 
 
+def test_the_readme_lists_every_patch_with_its_test_and_its_status() -> None:
+    text = (patched_verl.PATCHES / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w-]+)` \|.*\(\.\./(tests/patches/\w+\.py)\) \| \w[^|]+ \|$", text, re.MULTILINE))
+    assert rows == {name: test_file(name) for name in NAMES}
+    assert all((patched_verl.ROOT / path).is_file() for path in rows.values())
+
+
+def test_a_name_that_no_patch_has_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"no such patch: louder-plugins; there are .*loud-plugins"):
+        patched_verl.main([str(tmp_path / "copy"), "louder-plugins"])
+    assert not (tmp_path / "copy").exists()
+
+
 def test_an_edited_installation_is_not_taken_for_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel, edited = tmp_path / "wheel", tmp_path / "site-packages"
     for folder in (wheel, edited):

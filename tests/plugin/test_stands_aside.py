@@ -69,6 +69,22 @@ def test_what_verl_passes_to_the_sampler_beats_its_own_settings():
     assert (sampler.filter_groups_metric, sampler.poll_interval) == ("reward", 0.1)
 
 
+@pytest.mark.parametrize(("estimator", "expected"), [("masked_grpo", 2**-0.5), ("steer_grpo", 0.25)])
+def test_a_masked_rollout_has_no_vote_whoever_drops_it(estimator, expected):
+    import numpy as np
+    from verl import DataProto
+    from verl.trainer.ppo.ray_trainer import compute_advantage
+
+    rewards = torch.tensor([[0.5, 0.5], [0.0, 0.0], [0.25, 0.25]])
+    data = DataProto.from_dict(
+        {"token_level_rewards": rewards, "response_mask": torch.tensor([[1, 1], [0, 0], [1, 1]])},
+        {"uid": np.array(["a", "a", "a"], dtype=object)},
+    )
+    config = OmegaConf.create({"norm_adv_by_std_in_grpo": True, "steer": {"std": False}})
+    advantages = compute_advantage(data, estimator, config=config).batch["advantages"]
+    torch.testing.assert_close(advantages[:, 0], torch.tensor([expected, 0.0, -expected]), atol=1e-5, rtol=0)
+
+
 def test_a_reference_model_is_built_without_pinned_memory(monkeypatch):
     from torch.distributed.device_mesh import init_device_mesh
     from transformers import Qwen2Config, Qwen2ForCausalLM
