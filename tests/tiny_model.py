@@ -128,9 +128,9 @@ def _bytes() -> Tokenizer:
     return core
 
 
-def byte_tokenizer(chat_template: str = CHAT_TEMPLATE):
-    """Qwen's special tokens over bytes: 263 tokens."""
-    return _tokenizer(_bytes(), chat_template)
+def byte_tokenizer(chat_template: str = CHAT_TEMPLATE, core: Tokenizer | None = None):
+    """Qwen's special tokens over bytes (263 tokens), or over another core."""
+    return _tokenizer(core or _bytes(), chat_template)
 
 
 def _tokenizer(core: Tokenizer, chat_template: str = CHAT_TEMPLATE):
