@@ -1,5 +1,6 @@
 """Recipes compose, carry the paper's values, and leave nothing of the embedded default behind."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,10 @@ def test_verl_itself_accepts_a_recipe_and_its_batches_divide(recipe, rollout, mo
 
     monkeypatch.setenv("VERL_STEER_DEVICE", "cuda")
     config = composed(recipe, *REAL, *TUTOR, *([f"actor_rollout_ref.rollout.name={rollout}"] if rollout else []))
+    if importlib.util.find_spec("vllm") is None and config.actor_rollout_ref.model.lora_rank:
+        # verl looks the rank up in vLLM itself; these are the ranks of verl's own list for it (vllm_rollout/utils.py:94).
+        assert config.actor_rollout_ref.model.lora_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
+        config.actor_rollout_ref.model.lora_rank = 0
     validate_config(config, use_reference_policy=config.actor_rollout_ref.actor.use_kl_loss, use_critic=False)
     assert omega_conf_to_dataclass(config.actor_rollout_ref.rollout).name == (rollout or "vllm")
     batches_divide(config)
