@@ -128,7 +128,12 @@ def _bytes() -> Tokenizer:
     return core
 
 
-def _tokenizer(core: Tokenizer):
+def byte_tokenizer(chat_template: str = CHAT_TEMPLATE, core: Tokenizer | None = None):
+    """Qwen's special tokens over bytes (263 tokens), or over another core."""
+    return _tokenizer(core or _bytes(), chat_template)
+
+
+def _tokenizer(core: Tokenizer, chat_template: str = CHAT_TEMPLATE):
     from transformers import Qwen2TokenizerFast
 
     core.decoder = ByteLevelDecoder()
@@ -140,5 +145,5 @@ def _tokenizer(core: Tokenizer):
         pad_token="<|endoftext|>",
         unk_token=None,
         additional_special_tokens=list(SPECIAL[3:]),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
     )

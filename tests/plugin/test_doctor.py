@@ -35,6 +35,9 @@ def test_a_good_setup_has_no_blocker_and_the_plugin_is_seen_in_a_ray_worker(tmp_
         f"data.train_files={tmp_path}/rl.parquet",
         f"data.val_files={tmp_path}/rl.parquet",
         f"trainer.default_local_dir={tmp_path}/out",
+        "data.train_batch_size=1",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
     )
     assert code == 0 and report["ok"], report
     assert status(report)["plugin in a Ray worker"] == status(report)["data"] == "ok"

@@ -49,6 +49,9 @@ def run(tmp_path, student):
                     f"data.val_files={data}",
                     f"trainer.default_local_dir={tmp_path / 'out'}",
                     "steer.tutor.kind=microworld",
+                    "data.train_batch_size=1",
+                    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
+                    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
                     "data.max_prompt_length=128",
                     "data.max_response_length=128",
                     *overrides,
@@ -175,7 +178,7 @@ def test_the_same_run_resumes(run, tmp_path, capsys):
     assert "resumes from step 3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("override", ["data.seed=2", "data.train_batch_size=4"])
+@pytest.mark.parametrize("override", ["data.seed=2", "actor_rollout_ref.rollout.n=4"])
 def test_another_runs_checkpoint_is_refused(run, tmp_path, override):
     run_preflight(run())
     leave_checkpoint(tmp_path / "out", 3, "3")

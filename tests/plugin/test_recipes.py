@@ -1,5 +1,6 @@
 """Recipes compose, carry the paper's values, and leave nothing of the embedded default behind."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,24 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from verl_steer.config import PRESETS, SteerConfig
+from verl_steer.plugin.arithmetic import batches_divide
+from verl_steer.plugin.checks import lengths_agree
 
-RECIPES = ("steer_grpo", "steer_grpo_7b", "steer_grpo_3b", "steer_grpo_reference")
+RECIPES = (
+    "steer_grpo",
+    "steer_grpo_3b",
+    "steer_grpo_7b",
+    "steer_grpo_7b_2nodes",
+    "steer_grpo_7b_lora",
+    "steer_grpo_qwen3vl_8b",
+    "steer_grpo_reference",
+)
+FOLDER = Path(__file__).parents[2] / "recipes" / "recipe"
+REAL = (
+    "actor_rollout_ref.model.path=/models/real",
+    "data.train_files=/data/rl.parquet",
+    "data.val_files=/data/val.parquet",
+)
 TUTOR = ("steer.tutor.kind=endpoint", "steer.tutor.model=tutor", "steer.tutor.base_urls=[http://tutor:8000/v1]")
 
 
@@ -28,32 +45,104 @@ def test_a_recipe_resolves_whole_and_its_steer_node_is_valid(recipe):
     assert plain["data"]["seed"] is not None, "without a seed nothing is reproducible"
 
 
-def test_a_real_run_on_a_gpu_keeps_no_embedded_size_rate_precision_or_device(monkeypatch):
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("rollout", [None, "sglang"])
+def test_verl_itself_accepts_a_recipe_and_its_batches_divide(recipe, rollout, monkeypatch):
+    from verl.utils.config import omega_conf_to_dataclass, validate_config
+
     monkeypatch.setenv("VERL_STEER_DEVICE", "cuda")
-    real = (
-        "actor_rollout_ref.model.path=/models/real",
-        "data.train_files=/data/rl.parquet",
-        "data.val_files=/data/val.parquet",
-        *TUTOR,
-    )
-    config = composed("steer_grpo", *real)
-    assert config.trainer.device == "cuda" and config.actor_rollout_ref.rollout.name == "vllm"
-    assert config.actor_rollout_ref.actor.optim.lr == 1e-5
-    assert config.actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype == "bf16"
-    assert config.data.train_batch_size == 64 and config.data.max_response_length >= 8192
-    assert config.steer.dialogue.max_turn_tokens == 768
-    assert config.trainer.total_training_steps is None
-    assert config.actor_rollout_ref.model.override_config.attn_implementation == "flash_attention_2"
-    assert config.trainer.v1.sampler.sampler_kwargs.poll_interval == 2.0
-    small = composed("steer_grpo")
-    flat = dict(_leaves(OmegaConf.to_container(small, resolve=True)))
-    for key in (
-        "data.train_batch_size",
-        "data.max_prompt_length",
-        "data.max_response_length",
-        "actor_rollout_ref.actor.optim.lr",
-    ):
-        assert OmegaConf.select(config, key) != flat[key], key
+    config = composed(recipe, *REAL, *TUTOR, *([f"actor_rollout_ref.rollout.name={rollout}"] if rollout else []))
+    if importlib.util.find_spec("vllm") is None and config.actor_rollout_ref.model.lora_rank:
+        # verl looks the rank up in vLLM itself; these are the ranks of verl's own list for it (vllm_rollout/utils.py:94).
+        assert config.actor_rollout_ref.model.lora_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
+        config.actor_rollout_ref.model.lora_rank = 0
+    validate_config(config, use_reference_policy=config.actor_rollout_ref.actor.use_kl_loss, use_critic=False)
+    assert omega_conf_to_dataclass(config.actor_rollout_ref.rollout).name == (rollout or "vllm")
+    batches_divide(config)
+    lengths_agree(config)
+
+
+def _embedded_keys() -> dict[str, str]:
+    """Every key of `steer_grpo` and what it inherits that is written ${steer.embedded:SMALL,REAL}."""
+    found = {}
+    for name in ("steer_base", "steer_cpu", "steer_grpo"):
+        for key, value in _leaves(OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"), resolve=False)):
+            if "steer.embedded:" in str(value):
+                found[key] = value
+    return found
+
+
+#: Written as they are in steer_grpo.yaml, and right for any size.
+LITERAL = {
+    "steer.reward.preset": "paper_v2",
+    "actor_rollout_ref.actor.loss_agg_mode": "token-mean",
+    "actor_rollout_ref.actor.use_kl_loss": False,
+    "actor_rollout_ref.rollout.n": 5,
+    "actor_rollout_ref.rollout.temperature": 1.0,
+    "trainer.total_epochs": 1,
+    "trainer.val_before_train": True,
+    "trainer.test_freq": 20,
+    "trainer.nnodes": 1,
+}
+#: Paths, names and values computed from a key that depends on the student.
+DERIVED = {
+    "actor_rollout_ref.model.path",
+    "actor_rollout_ref.actor.ppo_mini_batch_size",
+    "steer.tutor.model",
+    "steer.tutor.base_urls",
+}
+#: What a real run must find (the paper's values, or verl's own where the paper has none).
+EXPECTED = {
+    "steer.tutor.kind": "endpoint",
+    "steer.difficulty.kind": "none",
+    "steer.dialogue.max_turn_tokens": 768,
+    "data.train_files": "/data/rl.parquet",
+    "data.val_files": "/data/val.parquet",
+    "data.train_batch_size": 64,
+    "data.max_prompt_length": 2048,
+    "data.max_response_length": 8192,
+    "data.dataloader_num_workers": 8,
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 2,
+    "actor_rollout_ref.actor.optim.lr": 1e-5,
+    "actor_rollout_ref.rollout.tensor_model_parallel_size": 2,
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 2,
+    "actor_rollout_ref.rollout.agent.num_workers": 8,
+    "reward.num_workers": 8,
+    "trainer.total_training_steps": None,
+    "trainer.save_freq": 50,
+    "trainer.n_gpus_per_node": 8,
+    "trainer.v1.sampler.sampler_kwargs.poll_interval": 2.0,
+}
+
+
+def test_every_value_of_steer_grpo_depends_on_the_student_or_is_listed_as_right_for_any_size():
+    plain = OmegaConf.to_container(OmegaConf.load(FOLDER / "steer_grpo.yaml"), resolve=False)
+    plain.pop("defaults")
+    literal = {k: v for k, v in _leaves(plain) if "${" not in str(v) and not isinstance(v, list)}
+    assert literal == LITERAL
+    assert set(_embedded_keys()) == set(EXPECTED)
+
+
+def test_model_data_and_tutor_overridden_leave_nothing_embedded_sized_behind(monkeypatch):
+    """Composed both ways on a GPU: what differs is every key that depends on the student, each at its real value."""
+    monkeypatch.setenv("VERL_STEER_DEVICE", "cuda")
+    small = dict(_leaves(OmegaConf.to_container(composed("steer_grpo"), resolve=True)))
+    real = dict(_leaves(OmegaConf.to_container(composed("steer_grpo", *REAL, *TUTOR), resolve=True)))
+    assert {key: real[key] for key in EXPECTED} == EXPECTED
+    different = {key for key in small.keys() | real.keys() if small.get(key, "absent") != real.get(key, "absent")}
+    assert set(EXPECTED) - different == set(), "a key whose embedded value is its real one needs no switch"
+    # verl's own configuration repeats lengths, batch and tensor parallelism by interpolation (oc.select).
+    origin = OmegaConf.to_container(composed("steer_grpo"), resolve=False)
+    unexplained = {
+        key
+        for key in different - set(EXPECTED) - DERIVED
+        if "${" not in str(dict(_leaves(origin)).get(key, "")) or "steer.embedded" in str(dict(_leaves(origin))[key])
+    }
+    assert unexplained == set()
+    # And the other way round: nothing of the machine without a GPU either.
+    assert (real["trainer.device"], real["actor_rollout_ref.rollout.name"]) == ("cuda", "vllm")
+    assert real["actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype"] == "bf16"
+    assert real["actor_rollout_ref.model.override_config.attn_implementation"] == "flash_attention_2"
 
 
 def test_a_run_that_names_only_its_student_gets_no_toy_data_and_no_toy_tutor():

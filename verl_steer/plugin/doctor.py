@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_steer.plugin import checks
+from verl_steer.plugin import arithmetic, checks, geometry, lora, memory
 from verl_steer.plugin.sample import sample_image
 from verl_steer.plugin.version import SUPPORTED, UnsupportedVersionError, installed
 
@@ -64,10 +64,14 @@ def run_doctor(overrides: list[str], config_dir: Path | None = None) -> list[Fin
     _run(findings, "plugin in this process", lambda: (checks.plugin_loaded(config), {}))
     _run(findings, "plugin in a Ray worker", lambda: (_ray_worker(config), {}))
     _run(findings, "device and rollout", lambda: _device(config))
+    batches = _run(findings, "batches", lambda: (arithmetic.batches_divide(config), {}))
     _run(findings, "output folders", lambda: (checks.output_writable(config), {}))
     steer = _run(findings, "steer node", lambda: ("valid", {"value": checks.steer_node(config)}))
     _world(config, findings)
     model = _run(findings, "student", lambda: _student(config))
+    shape = _run(findings, "student's layers", lambda: _layers(config)) if model else None
+    if shape and batches is not None:
+        findings.append(_memory(config, shape["value"]))
     rows = None
     if steer and model:
         rows = _run(findings, "data", lambda: _data(config, steer["value"], model))
@@ -214,8 +218,30 @@ def _student(config: DictConfig) -> tuple[str, dict[str, Any]]:
     return f"{config.actor_rollout_ref.model.path} ({sees})", {"tokenizer": tokenizer, "processor": processor}
 
 
+def _layers(config: DictConfig) -> tuple[str, dict[str, Any]]:
+    student = geometry.hf_config(config)
+    attention, key_value = geometry.heads(student)
+    arithmetic.heads_divide(config, attention, key_value)
+    adapter = lora.adapter_reaches_rollout(config, student)
+    return f"{attention} attention heads, {key_value} key-value heads; {adapter}", {"value": student}
+
+
+def _memory(config: DictConfig, student: Any) -> Finding:
+    """What the run needs of a GPU: an estimate, so it warns and never blocks."""
+    card, assumed = memory.card_bytes()
+    if str(config.trainer.device) != "cuda":
+        return Finding("memory", "note", f"trainer.device={config.trainer.device}: no GPU memory to estimate")
+    found = memory.estimate(config, geometry.measure(student), card)
+    dialogue = int(config.data.max_prompt_length) + int(config.data.max_response_length)
+    warnings = found.warnings(card, dialogue)
+    detail = found.text(card, assumed) + "".join(f". WARNING: {warning}" for warning in warnings)
+    facts: dict[str, Any] = {**asdict(found), "training": found.training, "rollout": found.rollout, "card": card}
+    return Finding("memory", "note", detail, {**facts, "card_assumed": assumed, "warnings": warnings})
+
+
 def _data(config: DictConfig, steer: Any, model: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     counts = checks.rows_usable(config, steer, model["tokenizer"], model["processor"])
+    arithmetic.enough_rows(config, counts["train"])
     return ", ".join(f"{v} {k}" for k, v in counts.items()), dict(counts)
 
 

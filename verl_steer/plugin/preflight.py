@@ -13,7 +13,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from verl_steer.plugin import checks, fingerprint
+from verl_steer.plugin import arithmetic, checks, fingerprint, geometry, lora
 from verl_steer.plugin.resolvers import uses_embedded_student, world_place
 from verl_steer.plugin.sample import sample_image
 from verl_steer.plugin.version import UnsupportedVersionError
@@ -40,16 +40,22 @@ def run_preflight(config: DictConfig) -> None:
     steer = checks.steer_node(config)
     checks.output_writable(config)
     checks.lengths_agree(config)
+    batches = arithmetic.batches_divide(config)
     if uses_embedded_student(config):
         importlib.import_module("verl_steer.microworld.prepare").ensure(*world_place(config))
     tokenizer, processor = checks.model_readable(config)
+    student = geometry.hf_config(config)
+    arithmetic.heads_divide(config, *geometry.heads(student))
+    lora.adapter_reaches_rollout(config, student)
     files = checks.data_files(config)
     counts = checks.rows_usable(config, steer, tokenizer, processor)
+    arithmetic.enough_rows(config, counts["train"])
     checks.tutor_answers(steer, sample_image())
     mine = fingerprint.fingerprint(config, [path for key, path in files if key == "data.train_files"])
     start = fingerprint.check_resume(config, mine)
     fingerprint.remember(config, mine)
     print(
-        f"verl_steer: preflight passed; {counts['rows']} rows, {counts['turns']} turns, {counts['rejected']} rejected; {start}",
+        f"verl_steer: preflight passed; {counts['rows']} rows, {counts['turns']} turns, {counts['rejected']} rejected; {start}\n"
+        f"verl_steer: {batches}",
         flush=True,
     )

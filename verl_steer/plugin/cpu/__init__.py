@@ -75,9 +75,10 @@ def _install() -> None:
     torchvision_ops.install()
     hooks.after_import("verl.plugin.platform", _register_platform)
     hooks.after_import("verl.workers.engine.fsdp.transformer_impl", _register_engines)
-    hooks.after_import("verl.workers.rollout.base", _register_rollout)
-    hooks.after_import("verl.workers.rollout.replica", _register_replica)
 
 
+# By name only, so everywhere: beside a GPU, `rollout.name=hf` generates on the host's cores.
+hooks.after_import("verl.workers.rollout.base", _register_rollout)
+hooks.after_import("verl.workers.rollout.replica", _register_replica)
 if is_cpu():
     hooks.guard("training without a GPU", _install)

@@ -145,13 +145,18 @@ class BatchEngine:
             ids[row, :length] = torch.tensor(prompt.token_ids[start:])
             positions[:, row, :length] = prompt.positions[:, start:]
         embeds = self._model.get_input_embeddings()(ids)
-        self._put_pictures(embeds, slots, starts)
+        deep = self._put_pictures(embeds, slots, starts)
         for slot, prompt in zip(slots, prompts, strict=True):
             slot.key, slot.next_position = list(prompt.key), prompt.next_position
-        return self._forward(slots, embeds, positions, starts, lengths)
+        return self._forward(slots, embeds, positions, starts, lengths, deep)
 
-    def _put_pictures(self, embeds: torch.Tensor, slots: list[_Slot], starts: list[int]) -> None:
-        """Writes the vision tower's output over the placeholders that are not in the cache yet."""
+    def _put_pictures(self, embeds: torch.Tensor, slots: list[_Slot], starts: list[int]) -> dict[str, Any]:
+        """Writes the vision tower's output over the placeholders that are not in the cache yet.
+
+        Returns:
+            What else the text model takes of them: Qwen3-VL adds features of earlier vision layers to the hidden
+            states of its first layers (DeepStack, arXiv 2406.04334); empty for other families.
+        """
         pixels, grids, targets = [], [], []
         for row, (slot, start) in enumerate(zip(slots, starts, strict=True)):
             for span, patches, grid in _request(slot).prompt.pictures():
@@ -160,13 +165,24 @@ class BatchEngine:
                     grids.append(grid)
                     targets.append((row, slice(span.start - start, span.stop - start)))
         if not pixels:
-            return
-        vision = self._model.model.get_image_features(torch.cat(pixels), torch.stack(grids)).pooler_output
-        for (row, span), features in zip(targets, vision, strict=True):
+            return {}
+        vision = self._model.model.get_image_features(torch.cat(pixels), torch.stack(grids))
+        shown = torch.zeros(embeds.shape[:2], dtype=torch.bool)
+        for (row, span), features in zip(targets, vision.pooler_output, strict=True):
             embeds[row, span] = features.to(embeds.dtype)
+            shown[row, span] = True
+        # Pictures were taken row by row and from left to right, the order in which a mask picks its elements.
+        deep = getattr(vision, "deepstack_features", None)
+        return {} if deep is None else {"visual_pos_masks": shown, "deepstack_visual_embeds": deep}
 
     def _forward(
-        self, slots: list[_Slot], embeds: torch.Tensor, positions: torch.Tensor, starts: list[int], lengths: list[int]
+        self,
+        slots: list[_Slot],
+        embeds: torch.Tensor,
+        positions: torch.Tensor,
+        starts: list[int],
+        lengths: list[int],
+        deep: dict[str, Any] | None = None,
     ) -> list[Request]:
         """Runs the text model on the rows' new tokens and gives every row its next token."""
         rows, new, _ = embeds.shape
@@ -186,6 +202,7 @@ class BatchEngine:
             position_ids=positions if positions.shape[0] > 1 else positions[0],
             past_key_values=self._cache,
             use_cache=True,
+            **(deep or {}),
         ).last_hidden_state
         self.computed_tokens += sum(lengths)
         last = hidden[torch.arange(rows), torch.tensor(lengths) - 1]

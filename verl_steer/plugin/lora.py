@@ -1,0 +1,53 @@
+"""LoRA under vLLM: an adapter in the vision tower would be trained and never used.
+
+vLLM wraps the language model's layers only, unless `enable_tower_connector_lora` is set
+(vllm/lora/model_manager.py:209, :424), which verl never does (vllm_async_server.py:427); adapter weights of
+other layers are dropped without an error (model_manager.py:339). docs/upstream/lora_vllm.md has the figures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_steer.plugin.checks import Problem
+from verl_steer.plugin.geometry import Geometry, measure
+
+
+def adapter_reaches_rollout(config: DictConfig, student: Any) -> str:
+    """Every layer that gets an adapter is one to which the rollout applies it.
+
+    Args:
+        config: Of the run.
+        student: The student's Hugging Face configuration.
+
+    Raises:
+        Problem: Part of the adapter would be trained and never sampled from.
+    """
+    model = config.actor_rollout_ref.model
+    rank = int(model.lora_rank or 0)
+    merged = bool(OmegaConf.select(config, "actor_rollout_ref.model.lora.merge", default=False))
+    if rank == 0:
+        return "no LoRA"
+    if merged or str(config.actor_rollout_ref.rollout.name) != "vllm" or not hasattr(student, "vision_config"):
+        return f"LoRA of rank {rank}"
+    lost = vision_layers(measure(student), model.target_modules, model.exclude_modules)
+    if lost:
+        raise Problem(
+            f"actor_rollout_ref.model.lora_rank={rank} puts adapters into {len(lost)} layers of the vision tower (the first: "
+            f"{lost[0]}), which vLLM does not apply: replies would be sampled from another model than the one that is trained. "
+            "Set actor_rollout_ref.model.exclude_modules=.*visual.* (as steer_grpo_7b_lora does), or "
+            "actor_rollout_ref.model.lora.merge=true"
+        )
+    return f"LoRA of rank {rank}, in the language model only"
+
+
+def vision_layers(student: Geometry, target: Any, exclude: Any) -> list[str]:
+    """Names of the adapted layers outside the language model."""
+    chosen = student.adapted(_plain(target), _plain(exclude))
+    return [layer.name for layer in chosen if "language_model" not in layer.name.split(".")]
+
+
+def _plain(value: Any) -> str | list[str] | None:
+    return value if value is None or isinstance(value, str) else [str(item) for item in value]
