@@ -10,7 +10,19 @@ import pytest
 import verl_steer
 
 ROOT = Path(verl_steer.__file__).parent
-PURE = ("dialogue", "scores", "shaping", "tcsr", "credit", "checked", "config", "records", "summary", "whole")
+PURE = (
+    "dialogue",
+    "scores",
+    "shaping",
+    "tcsr",
+    "credit",
+    "checked",
+    "config",
+    "config_sft",
+    "records",
+    "summary",
+    "whole",
+)
 CORE = (*PURE, "cli", "curves", "chat", "roles", "data", "synthesis", "bench")
 HEAVY = {"torch", "ray", "verl", "transformers", "vllm"}
 

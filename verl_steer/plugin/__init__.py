@@ -37,6 +37,14 @@ def _register_estimators() -> None:
     register_all(core_algos.register_adv_est, core_algos.get_adv_estimator_fn)
 
 
+def _register_freeze() -> None:
+    import verl.workers.engine.fsdp.transformer_impl as engines
+
+    from verl_steer.plugin import freeze
+
+    freeze.install(engines)
+
+
 def _register_resolvers() -> None:
     from verl_steer.plugin.resolvers import register_all
 
@@ -49,3 +57,4 @@ hooks.after_import("omegaconf", _register_resolvers)
 hooks.after_import("verl.experimental.agent_loop.agent_loop", _register_agent_loop)
 hooks.after_import("verl.experimental.reward_loop.reward_manager", _register_reward_manager)
 hooks.after_import("verl.trainer.ppo.core_algos", _register_estimators)
+hooks.after_import("verl.workers.engine.fsdp.transformer_impl", _register_freeze)
