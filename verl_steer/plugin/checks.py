@@ -27,6 +27,8 @@ from verl_steer.plugin.estimators import MASKABLE
 from verl_steer.plugin.limits import row_limits
 from verl_steer.plugin.settings import steer_config
 from verl_steer.plugin.version import check_versions
+from verl_steer.records import RecordError
+from verl_steer.yoke import Yoke
 
 
 class Problem(RuntimeError):
@@ -184,6 +186,30 @@ def rows_usable(config: DictConfig, steer: SteerConfig, tokenizer: Any, processo
     if counts["rows"] == counts["rejected"]:
         raise Problem(f"data.train_files, data.val_files: none of the {counts['rows']} rows can be used")
     return counts
+
+
+def yoked_records(config: DictConfig, steer: SteerConfig) -> str:
+    """The records that a yoked run takes its questions from are there, and of these seeds."""
+    folder = steer.dialogue.yoked_to
+    if not folder:
+        return "not yoked"
+    try:
+        yoke = Yoke.read(folder)
+    except (FileNotFoundError, RecordError) as error:
+        raise Problem(f"steer.dialogue.yoked_to={folder}: {error}{_nearest_path(Path(folder).expanduser())}") from error
+    files = [path for key, path in data_files(config) if key == "data.train_files"]
+    scripts = {
+        script.seed_id: tuple(turn.text for turn in script.turns)
+        for path in files
+        for script in (row_to_script(row) for row in _read("data.train_files", path))
+    }
+    known, others = yoke.coverage(scripts)
+    if others or not known:
+        what = f"seed {others[0]!r} has another script there" if others else "none of its seeds is in data.train_files"
+        raise Problem(
+            f"steer.dialogue.yoked_to={folder} is of another world: {what}. Name the records of a run on the same rows"
+        )
+    return f"{known} of {len(scripts)} seeds have questions on record"
 
 
 def tutor_answers(steer: SteerConfig, image: ImageRef) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def run_preflight(config: DictConfig) -> None:
     tokenizer, processor = checks.model_readable(config)
     files = checks.data_files(config)
     counts = checks.rows_usable(config, steer, tokenizer, processor)
+    checks.yoked_records(config, steer)
     checks.tutor_answers(steer, sample_image())
     mine = fingerprint.fingerprint(config, [path for key, path in files if key == "data.train_files"])
     start = fingerprint.check_resume(config, mine)

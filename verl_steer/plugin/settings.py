@@ -19,6 +19,7 @@ from verl_steer.config import SteerConfig
 from verl_steer.roles.build import build_tutor
 from verl_steer.roles.frozen import FrozenStudent, build_frozen_student
 from verl_steer.roles.tutor import Tutor
+from verl_steer.yoke import Yoke
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Settings:
     tutor: Tutor
     fence_key: bytes
     frozen: FrozenStudent | None = None
+    yoke: Yoke | None = None
 
 
 def run_key(env_name: str | None, seed: int) -> bytes:
@@ -89,6 +91,7 @@ def settings_for(trainer_config: DictConfig) -> Settings:
             build_tutor(config.tutor, share),
             run_key(config.fence_key_env, config.seed),
             build_frozen_student(config.difficulty, config.world, frozen_share),
+            Yoke.read(config.dialogue.yoked_to) if config.dialogue.yoked_to else None,
         )
         # The config object is kept alive beside its id, so that the id cannot be reused.
         known = _by_config[id(trainer_config)] = (trainer_config, settings)
