@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if not tasks:
         return 0
+    # Processes under way are sessions of their own: they end with this one only if it hears of its end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with progress(len(tasks)) as tell:
         failed = runner.run(tasks, arguments.jobs, tell)
     if not failed:

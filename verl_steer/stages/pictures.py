@@ -79,6 +79,7 @@ def _axes(count: int) -> tuple[Any, Any]:
     figure, panels = plt.subplots(1, count, figsize=(6 * count, 4.2), constrained_layout=True)
     for axes in panels:
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     return figure, panels
 
 
