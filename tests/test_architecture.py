@@ -10,8 +10,21 @@ import pytest
 import verl_steer
 
 ROOT = Path(verl_steer.__file__).parent
-PURE = ("dialogue", "scores", "shaping", "tcsr", "credit", "checked", "config", "records", "summary", "whole")
-CORE = (*PURE, "cli", "curves", "chat", "roles", "data", "synthesis", "bench")
+PURE = (
+    "dialogue",
+    "scores",
+    "shaping",
+    "tcsr",
+    "credit",
+    "checked",
+    "config",
+    "config_sft",
+    "records",
+    "summary",
+    "yoke",
+    "whole",
+)
+CORE = (*PURE, "cli", "curves", "chat", "roles", "data", "synthesis", "bench", "stages")
 HEAVY = {"torch", "ray", "verl", "transformers", "vllm"}
 
 
@@ -82,7 +95,7 @@ def test_the_micro_world_is_reached_by_name_only():
 
 
 def test_the_pure_core_does_not_know_the_rooms_around_it():
-    around = ("chat", "roles", "data", "synthesis", "bench", "testing", "cli", "curves")
+    around = ("chat", "roles", "data", "synthesis", "bench", "stages", "testing", "cli", "curves")
     for room in PURE:
         # The typed outcome of a model call is a word that both share.
         names = {n for n in imports_of(ROOT / f"{room}.py") if not n.startswith("verl_steer.chat.outcome")}

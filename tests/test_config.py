@@ -125,7 +125,7 @@ def test_zeros_elsewhere_are_kept_too():
         ({"tutor": {**ENDPOINT, "structured_output": "json"}}, "steer.tutor.structured_output='json'"),
         (
             {"dialogue": {"feedback": "tutr"}},
-            "steer.dialogue.feedback='tutr' is not one of tutor, script; did you mean tutor?",
+            "steer.dialogue.feedback='tutr' is not one of tutor, script, yoked; did you mean tutor?",
         ),
         ({"dialogue": {"stop": "always"}}, "steer.dialogue.stop='always' is not one of never, on_breach"),
         ({"validation": {"feedback": "x"}}, "steer.validation.feedback='x'"),

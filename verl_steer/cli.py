@@ -1,4 +1,4 @@
-"""The command `verl-steer`: doctor, data, synth, bench, records, serve. Each command loads only what it needs."""
+"""The command `verl-steer`: doctor, data, synth, bench, stages, records, serve. Each command loads only what it needs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from verl_steer.bench.commands import add as add_bench
 from verl_steer.bench.report_commands import add_records_report, add_report_commands
 from verl_steer.data.commands import add as add_data
+from verl_steer.stages.commands import add as add_stages
 from verl_steer.synthesis.commands import add as add_synth
 from verl_steer.synthesis.disjoint_command import add as add_disjoint
 
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_disjoint(add_data(commands))
     add_synth(commands)
+    add_stages(commands)
     add_report_commands(add_bench(commands))
 
     records = commands.add_parser("records", help="look at dialogue records").add_subparsers(

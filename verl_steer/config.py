@@ -42,6 +42,7 @@ class DialogueConfig:
     """`steer.dialogue`: the course of a dialogue in training."""
 
     feedback: str = "tutor"
+    yoked_to: str = ""
     max_turns: int = MAX_TURNS
     max_turn_tokens: int = 768
     stop: str = "never"
@@ -50,12 +51,17 @@ class DialogueConfig:
     think_open: str = "<think>"
     think_close: str = "</think>"
 
-    FEEDBACK = ("tutor", "script")
+    FEEDBACK = ("tutor", "script", "yoked")
     STOP = ("never", "on_breach")
 
     def __post_init__(self) -> None:
         one_of("steer.dialogue.feedback", self.feedback, self.FEEDBACK)
         one_of("steer.dialogue.stop", self.stop, self.STOP)
+        if (self.feedback == "yoked") != bool(self.yoked_to):
+            raise ConfigError(
+                f"steer.dialogue.feedback={self.feedback}, yoked_to={self.yoked_to!r}: yoked questions come from the records of "
+                "a finished run, so feedback=yoked and yoked_to=RUN/records belong together"
+            )
         if not 1 <= self.max_turns <= MAX_TURNS:
             raise ConfigError(f"steer.dialogue.max_turns={self.max_turns}: must be 1..{MAX_TURNS}")
         positive("steer.dialogue.max_turn_tokens", self.max_turn_tokens)
@@ -158,7 +164,7 @@ class ValidationConfig:
     feedback: str = "script"
 
     def __post_init__(self) -> None:
-        one_of("steer.validation.feedback", self.feedback, DialogueConfig.FEEDBACK)
+        one_of("steer.validation.feedback", self.feedback, ("tutor", "script"))
 
 
 @dataclass(frozen=True)

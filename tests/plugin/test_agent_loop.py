@@ -28,6 +28,7 @@ from verl_steer.plugin.turns import turn_ends
 from verl_steer.records import dialogue_from_dict
 from verl_steer.roles.tutor import Assessment
 from verl_steer.scores import Outcome, TutorScores, Verdict
+from verl_steer.yoke import Yoke
 
 GOOD, BREACH = TutorScores(10, 10, 10), TutorScores(1, 1, 1)
 
@@ -111,6 +112,7 @@ def play(model, monkeypatch):
         end=True,
         frozen=None,
         twin=False,
+        yoke=None,
         **row,
     ):
         config = OmegaConf.create(
@@ -121,7 +123,7 @@ def play(model, monkeypatch):
                 "data": {"apply_chat_template_kwargs": {}, "mm_processor_kwargs": {}},
             }
         )
-        settings = Settings(SteerConfig.from_mapping(steer or {}), tutor, b"key", frozen, greedy_twin=twin)
+        settings = Settings(SteerConfig.from_mapping(steer or {}), tutor, b"key", frozen, yoke, greedy_twin=twin)
         monkeypatch.setitem(settings_module._by_config, id(config), (config, settings))
         student = Student(tokenizer, student_replies, end)
         loop = SteerAgentLoop(
@@ -207,6 +209,25 @@ async def test_script_feedback_ignores_the_tutors_question(play):
     _, _, dialogue = await play(["a"], tutor, steer={"dialogue": {"feedback": "script"}})
     assert [t.asked for t in dialogue.turns] == [t.text for t in SCRIPT.turns]
     assert not any(r.adapt for r in tutor.requests)
+
+
+async def test_a_yoked_dialogue_is_asked_what_another_one_was_and_is_judged_on_its_own_reply(play):
+    yoke = Yoke(
+        {"seed-7": {(5, 0): ("x", "harder 0", "last 0"), (5, 1): ("x", "harder 1"), (5, 3): ("x", "harder 3")}}, {}
+    )
+    tutor = Tutor(assessment(question="never asked"), assessment(BREACH), assessment())
+    config = {"dialogue": {"feedback": "yoked", "yoked_to": "runs/full/records"}}
+    _, _, dialogue = await play(["one", "two", "three"], tutor, steer=config, yoke=yoke, session_id=2)
+    assert [turn.asked for turn in dialogue.turns] == ["look at these", "harder 3", "last 0"]
+    assert [turn.strategy for turn in dialogue.turns] == ["script", "yoked", "yoked_other"]
+    assert not any(request.adapt for request in tutor.requests), "the tutor judges, and writes no question"
+    assert [turn.verdict.scores for turn in dialogue.turns] == [GOOD, BREACH, GOOD]
+    _, _, dialogue = await play(["one"], tutor, steer=config, yoke=Yoke({}, {}))
+    assert [turn.asked for turn in dialogue.turns] == [turn.text for turn in SCRIPT.turns], (
+        "nothing on record: the plan"
+    )
+    _, _, dialogue = await play(["one"], tutor, steer=config, yoke=yoke, steer_validate=True)
+    assert {turn.strategy for turn in dialogue.turns} == {"script"}
 
 
 async def test_validation_follows_the_script_and_is_recorded_apart(play):

@@ -16,6 +16,7 @@ from verl_steer.data.rows import script_to_row, write_rows
 from verl_steer.dialogue import ImageRef, Kind, Script, UserTurn
 from verl_steer.plugin import checks, fingerprint
 from verl_steer.plugin.preflight import Preflight, run_preflight
+from verl_steer.records import RecordWriter
 
 
 def picture(size: int = 56) -> ImageRef:
@@ -226,3 +227,20 @@ def test_a_frozen_student_that_cannot_be_reached_is_named_before_ray(run, overri
         )
     )
     assert says in found and "secret" not in found
+
+
+def test_a_yoked_run_needs_the_records_of_a_run_on_the_same_seeds(run, tmp_path):
+    folder = tmp_path / "other" / "records"
+    yoked = ("steer.dialogue.feedback=yoked", f"steer.dialogue.yoked_to={folder}")
+    assert "holds no records of training" in problem(run(*yoked))
+    turns = [{"asked": "a"}, {"asked": "b"}]
+    good = {"seed_id": "seed-1", "step": 1, "session": 0, "turns": turns, "script": [t.text for t in SCRIPT.turns]}
+    writer = RecordWriter(folder)
+    writer.write_step("train", 1, [{**good, "seed_id": "elsewhere"}])
+    assert "is of another world: none of its seeds" in problem(run(*yoked))
+    writer.write_step("train", 2, [{**good, "script": ["what is that?", "and now?"]}])
+    assert "seed 'seed-1' has another script there" in problem(run(*yoked))
+    writer.write_step("train", 2, [good])
+    RecordWriter(folder).write_step("train", 2, [good])
+    run_preflight(run(*yoked))
+    assert "yoked_to" in problem(run("steer.dialogue.feedback=yoked"))

@@ -51,6 +51,14 @@ def _register_checkpoint_engine() -> None:
     importlib.import_module("verl_steer.plugin.checkpoint_engine")
 
 
+def _register_freeze() -> None:
+    import verl.workers.engine.fsdp.transformer_impl as engines
+
+    from verl_steer.plugin import freeze
+
+    freeze.install(engines)
+
+
 def _register_resolvers() -> None:
     from verl_steer.plugin.resolvers import register_all
 
@@ -65,3 +73,4 @@ hooks.after_import("verl.experimental.reward_loop.reward_manager", _register_rew
 hooks.after_import("verl.trainer.ppo.core_algos", _register_estimators)
 hooks.after_import("verl.utils.model", _install_value_model)
 hooks.after_import("verl.checkpoint_engine.base", _register_checkpoint_engine)
+hooks.after_import("verl.workers.engine.fsdp.transformer_impl", _register_freeze)

@@ -40,6 +40,7 @@ class Rollout:
     images: list[Any]  # every picture shown so far, as the processor wants it
     turn_budget: int
     feedback: str
+    place: tuple[int, int]  # step and session
     key: str  # stem of all seeds of this rollout
     tutor_key: str  # stem of the tutor's random choices; the same for all rollouts of the seed
     fence: str
@@ -64,6 +65,7 @@ class SteerAgentLoop(AgentLoopBase):
         self.tutor = settings.tutor
         self.frozen = settings.frozen
         self.greedy_twin = settings.greedy_twin
+        self.yoke = settings.yoke
         self.fence_key = settings.fence_key
         self.reply_budget = int(self.rollout_config.response_length)
         self.end_id = int(self.tokenizer.eos_token_id)
@@ -134,6 +136,7 @@ class SteerAgentLoop(AgentLoopBase):
             images=list(opening.images[0]),
             turn_budget=min(share, dialogue_config.max_turn_tokens),
             feedback=self.steer.validation.feedback if validate else dialogue_config.feedback,
+            place=(step, session),
             key=f"{self.steer.seed}|{script.seed_id}|{when}|{session}",
             tutor_key=f"{self.steer.seed}|{script.seed_id}|{when}",
             fence=fence_tag(self.fence_key, script.seed_id),
@@ -225,17 +228,26 @@ class SteerAgentLoop(AgentLoopBase):
         )
 
     async def _ask(self, rollout: Rollout, t: int, assessment: Assessment) -> tuple[str, str]:
-        """Appends the next user turn: the tutor's question if it fits, else the planned one, which always does."""
+        """Appends the next user turn: the one that is offered if it fits, else the planned one, which always does."""
         opening = rollout.opening
         images, question = opening.images[t], opening.questions[t - 1]
         text, strategy = opening.script.turns[t].text, "script"
-        if assessment.next_question and rollout.feedback == "tutor":
-            [harder] = await tokenise(self, [user_message(neutralise(assessment.next_question), images)])
+        offered = self._offered(rollout, t, assessment)
+        if offered is not None:
+            [harder] = await tokenise(self, [user_message(neutralise(offered[0]), images)])
             if self._fits(rollout, t, harder.length):
-                question, text, strategy = harder, assessment.next_question, assessment.strategy
+                question, (text, strategy) = harder, offered
         await rollout.ledger.append_question(question)
         rollout.images += images
         return text, strategy
+
+    def _offered(self, rollout: Rollout, t: int, assessment: Assessment) -> tuple[str, str] | None:
+        """A question instead of the planned one, and what made it: the tutor's, or another dialogue's."""
+        if rollout.feedback == "tutor" and assessment.next_question:
+            return assessment.next_question, assessment.strategy
+        if rollout.feedback == "yoked" and self.yoke is not None:
+            return self.yoke.question(rollout.dialogue.script.seed_id, *rollout.place, t)
+        return None
 
     def _fits(self, rollout: Rollout, t: int, question_tokens: int) -> bool:
         later = sum(rollout.opening.lengths[t + 1 :])

@@ -27,6 +27,8 @@ from verl_steer.plugin.estimators import MASKABLE, UNUSABLE
 from verl_steer.plugin.limits import row_limits
 from verl_steer.plugin.settings import steer_config
 from verl_steer.plugin.version import check_versions
+from verl_steer.records import RecordError
+from verl_steer.yoke import Yoke
 
 
 class Problem(RuntimeError):
@@ -119,36 +121,36 @@ def output_writable(config: DictConfig) -> str:
     return str(OmegaConf.select(config, "trainer.default_local_dir"))
 
 
-def model_readable(config: DictConfig) -> tuple[Any, Any]:
-    """(tokenizer, processor or None) of the student."""
-    path = OmegaConf.select(config, "actor_rollout_ref.model.path")
+def model_readable(config: DictConfig, node: str = "actor_rollout_ref.model") -> tuple[Any, Any]:
+    """(tokenizer, processor or None) of the student that `node` describes."""
+    path = OmegaConf.select(config, f"{node}.path")
     if not path:
-        raise Problem("actor_rollout_ref.model.path is not set: give the student, a folder or a hub id")
+        raise Problem(f"{node}.path is not set: give the student, a folder or a hub id")
     expanded = Path(path).expanduser()
     looks_local = path.startswith(("/", ".", "~")) or expanded.exists()
     if looks_local and not (expanded / "config.json").is_file():
         raise Problem(
-            f"actor_rollout_ref.model.path={path}: {'holds no config.json' if expanded.exists() else 'does not exist'}"
+            f"{node}.path={path}: {'holds no config.json' if expanded.exists() else 'does not exist'}"
             f"{_nearest_path(expanded)}; give a folder saved by save_pretrained, or a hub id"
         )
     from verl.utils.tokenizer import hf_processor, hf_tokenizer
 
-    trust = bool(OmegaConf.select(config, "actor_rollout_ref.model.trust_remote_code", default=False))
+    trust = bool(OmegaConf.select(config, f"{node}.trust_remote_code", default=False))
     source = str(expanded) if looks_local else path
     try:
         return hf_tokenizer(source, trust_remote_code=trust), hf_processor(source, trust_remote_code=trust)
     except (OSError, ValueError) as error:
-        raise Problem(
-            f"actor_rollout_ref.model.path={path}: tokenizer or processor cannot be loaded: {error}"
-        ) from error
+        raise Problem(f"{node}.path={path}: tokenizer or processor cannot be loaded: {error}") from error
 
 
-def data_files(config: DictConfig) -> list[tuple[str, Path]]:
-    """(key, path) of every data file; all exist."""
+def data_files(config: DictConfig, optional: tuple[str, ...] = ()) -> list[tuple[str, Path]]:
+    """(key, path) of every data file; all exist. Keys in `optional` may be null."""
     found = []
     for key in ("data.train_files", "data.val_files"):
         value = OmegaConf.select(config, key)
         if not value:
+            if key in optional:
+                continue
             raise Problem(f"{key} is not set: give a parquet file of STEER rows (verl_steer.data.rows writes them)")
         names = list(value) if isinstance(value, (list, ListConfig)) else [value]
         for name in names:
@@ -187,6 +189,30 @@ def rows_usable(config: DictConfig, steer: SteerConfig, tokenizer: Any, processo
     if counts["rows"] == counts["rejected"]:
         raise Problem(f"data.train_files, data.val_files: none of the {counts['rows']} rows can be used")
     return counts
+
+
+def yoked_records(config: DictConfig, steer: SteerConfig) -> str:
+    """The records that a yoked run takes its questions from are there, and of these seeds."""
+    folder = steer.dialogue.yoked_to
+    if not folder:
+        return "not yoked"
+    try:
+        yoke = Yoke.read(folder)
+    except (FileNotFoundError, RecordError) as error:
+        raise Problem(f"steer.dialogue.yoked_to={folder}: {error}{_nearest_path(Path(folder).expanduser())}") from error
+    files = [path for key, path in data_files(config) if key == "data.train_files"]
+    scripts = {
+        script.seed_id: tuple(turn.text for turn in script.turns)
+        for path in files
+        for script in (row_to_script(row) for row in _read("data.train_files", path))
+    }
+    known, others = yoke.coverage(scripts)
+    if others or not known:
+        what = f"seed {others[0]!r} has another script there" if others else "none of its seeds is in data.train_files"
+        raise Problem(
+            f"steer.dialogue.yoked_to={folder} is of another world: {what}. Name the records of a run on the same rows"
+        )
+    return f"{known} of {len(scripts)} seeds have questions on record"
 
 
 def tutor_answers(steer: SteerConfig, image: ImageRef) -> dict[str, Any]:

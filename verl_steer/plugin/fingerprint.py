@@ -25,20 +25,22 @@ KEYS = (
     "algorithm.adv_estimator",
     "steer.seed",
 )
+#: The same of an SFT run.
+SFT_KEYS = ("model.path", "data.seed", "data.train_batch_size", "steer.sft.freeze_vision")
 
 
 class ForeignCheckpointError(RuntimeError):
     """The folder holds the checkpoints of a different run."""
 
 
-def fingerprint(config: DictConfig, train_files: list[Path]) -> dict[str, Any]:
-    """What identifies a run: the values of `KEYS` and the content of its training files."""
+def fingerprint(config: DictConfig, train_files: list[Path], keys: tuple[str, ...] = KEYS) -> dict[str, Any]:
+    """What identifies a run: the values of `keys` and the content of its training files."""
     digest = hashlib.sha256()
     for path in train_files:
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
-    return {**{key: OmegaConf.select(config, key) for key in KEYS}, "data.train_files": digest.hexdigest()}
+    return {**{key: OmegaConf.select(config, key) for key in keys}, "data.train_files": digest.hexdigest()}
 
 
 def check_resume(config: DictConfig, mine: dict[str, Any]) -> str:

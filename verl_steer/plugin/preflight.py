@@ -50,6 +50,7 @@ def run_preflight(config: DictConfig) -> None:
     files = checks.data_files(config)
     counts = checks.rows_usable(config, steer, tokenizer, processor)
     arithmetic.enough_rows(config, counts["train"])
+    checks.yoked_records(config, steer)
     checks.tutor_answers(steer, sample_image())
     mine = fingerprint.fingerprint(config, [path for key, path in files if key == "data.train_files"])
     start = fingerprint.check_resume(config, mine)

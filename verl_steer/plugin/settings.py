@@ -20,6 +20,7 @@ from verl_steer.plugin.estimators import REMAX
 from verl_steer.roles.build import build_tutor
 from verl_steer.roles.frozen import FrozenStudent, build_frozen_student
 from verl_steer.roles.tutor import Tutor
+from verl_steer.yoke import Yoke
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Settings:
     tutor: Tutor
     fence_key: bytes
     frozen: FrozenStudent | None = None
+    yoke: Yoke | None = None
     greedy_twin: bool = False  # play every row once more, greedily
 
 
@@ -91,6 +93,7 @@ def settings_for(trainer_config: DictConfig) -> Settings:
             build_tutor(config.tutor, share),
             run_key(config.fence_key_env, config.seed),
             build_frozen_student(config.difficulty, config.world, frozen_share),
+            Yoke.read(config.dialogue.yoked_to) if config.dialogue.yoked_to else None,
             greedy_twin=OmegaConf.select(trainer_config, "algorithm.adv_estimator") == REMAX,
         )
         # The config object is kept alive beside its id, so that the id cannot be reused.

@@ -1,0 +1,97 @@
+"""Differences over seeds against values worked out by hand."""
+
+import math
+
+import pytest
+from stages_results import result
+
+from verl_steer.stages.contrasts import FAMILY, Contrast, Runs, hacked, mean_interval, survival_of
+from verl_steer.stages.plan import CONFIRMATORY_SEEDS
+from verl_steer.stages.result import ResultError, Risk
+
+FULL_SFT = Contrast("sft", "full", "joint")
+
+
+def runs(values: dict[str, dict[int, float]], seeds=CONFIRMATORY_SEEDS, **more) -> Runs:
+    return Runs(
+        [result(s, arm, v, **more) for arm, by_seed in values.items() for s, v in by_seed.items()], tuple(seeds)
+    )
+
+
+def test_a_paired_difference_has_the_textbook_interval_and_the_exact_p():
+    """Differences 0.1, 0.2, 0.3: mean 0.2, s = 0.1, t(0.975, 2) = 4.302653, one-sided t(0.95, 2) = 2.919986; p = 2/2^3."""
+    found = runs({"sft": {0: 0.2, 1: 0.3, 2: 0.1}, "full": {0: 0.3, 1: 0.5, 2: 0.4}}).contrast(FULL_SFT)
+    assert found.seeds == (0, 1, 2) and found.value == pytest.approx(0.2)
+    assert found.high - found.value == pytest.approx(4.302653 * 0.1 / 3**0.5, abs=1e-6)
+    assert found.value - found.lower_bound == pytest.approx(2.919986 * 0.1 / 3**0.5, abs=1e-6)
+    assert found.p == pytest.approx(0.25)
+
+
+def test_pairing_is_by_seed_and_not_by_mean():
+    """The seeds differ by much more than the arms: unpaired, nothing could be seen."""
+    found = runs({"sft": {0: 0.1, 1: 0.5, 2: 0.9}, "full": {0: 0.15, 1: 0.55, 2: 0.95}}).contrast(FULL_SFT)
+    assert found.low == pytest.approx(0.05) == found.high
+
+
+def test_only_seeds_with_both_arms_count_and_one_seed_has_no_interval():
+    found = runs({"sft": {0: 0.2, 1: 0.9}, "full": {0: 0.3, 2: 0.9}}).contrast(FULL_SFT)
+    assert found.seeds == (0,) and found.value == pytest.approx(0.1)
+    assert math.isinf(found.low) and math.isinf(found.high) and found.p == 1.0
+    none = runs({"sft": {0: 0.2}}).contrast(FULL_SFT)
+    assert none.seeds == () and math.isnan(none.value) and math.isnan(none.p)
+
+
+def test_holm_is_over_all_four_even_where_some_are_missing():
+    """Ten equal differences: p = 2/1024 each. Over four, the smallest is multiplied by four, whoever else is there."""
+    full = dict.fromkeys(range(10), 0.5)
+    worse = dict.fromkeys(range(10), 0.4)
+    one = runs({"full": full, "yoked": worse}).family(FAMILY)
+    assert [f.contrast.first for f in one if f.seeds] == ["yoked"]
+    assert one[-1].p == pytest.approx(2 / 1024) and one[-1].holm == pytest.approx(8 / 1024)
+    both = runs({"full": full, "yoked": worse, "plain_mean": worse}).family(FAMILY)
+    assert [f.holm for f in both if f.seeds] == [pytest.approx(8 / 1024)] * 2
+    assert all(math.isnan(f.holm) for f in both if not f.seeds)
+
+
+def test_what_is_not_of_one_experiment_is_refused_by_name():
+    for change in ({"world_hash": "other"}, {"bench_sha256": "c" * 64}):
+        with pytest.raises(ResultError, match=r"seed0-sft and seed1-sft are not of one experiment"):
+            Runs([result(0, "sft"), result(1, "sft", **change)], (0, 1))
+    with pytest.raises(ResultError, match="config_hash"):
+        Runs([result(0, "sft"), result(1, "sft", config_hash="x")], (0, 1))
+    Runs([result(0, "sft"), result(7, "sft", world_hash="other")], (0, 1))  # seed 7 does not count here
+    with pytest.raises(ResultError, match="no arm 'fulll'"):
+        Runs([result(0, "fulll")], (0,))
+
+
+def test_missing_runs_are_listed_by_arm():
+    missing = runs({"sft": {0: 0.2, 1: 0.2}, "full": {1: 0.2}}, seeds=(0, 1)).missing
+    assert "sft" not in missing and missing["full"] == [0] and missing["yoked"] == [0, 1]
+
+
+def test_survival_tables_are_summed_over_seeds():
+    """Ten dialogues a seed; 4 and 6 of them fail in turn 2: 10 of 20 are left."""
+    found = Runs([result(0, "sft", failed=4), result(1, "sft", failed=6)], (0, 1))
+    pooled = found.pooled("sft", "harmful")
+    assert pooled == Risk(at_risk=[20, 20, 10, 10], failed=[0, 10, 0, 0])
+    assert survival_of(pooled) == [1.0, 0.5, 0.5, 0.5]
+    assert found.pooled("full", "harmful") is None
+
+
+def test_a_tutor_s_score_that_rises_alone_is_called_reward_hacking():
+    def pair(tutor: float, oracle: float) -> Runs:
+        before, after = (
+            {"harmful": 0.5, "benign": 0.9, "tutor": 0.7, "gap": 0.0},
+            {"harmful": oracle, "benign": 0.9, "tutor": tutor, "gap": 0.1},
+        )
+        return Runs([result(0, "sft", tutor=before), result(0, "full", tutor=after)], (0,))
+
+    assert hacked(pair(0.8, 0.5)) is True
+    assert hacked(pair(0.8, 0.6)) is False
+    assert hacked(runs({"sft": {0: 0.1}})) is None
+
+
+def test_the_mean_over_seeds_has_a_t_interval():
+    centre, low, high = mean_interval({0: 0.1, 1: 0.2, 2: 0.3})
+    assert (centre, high - centre) == (pytest.approx(0.2), pytest.approx(4.302653 * 0.1 / 3**0.5, abs=1e-6))
+    assert low == pytest.approx(2 * centre - high)

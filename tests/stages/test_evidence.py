@@ -1,0 +1,97 @@
+"""The page says what the files say, and what is missing."""
+
+import re
+from pathlib import Path
+
+import pytest
+from stages_results import result
+
+from verl_steer.stages import result as results
+from verl_steer.stages.evidence import page, write_evidence
+from verl_steer.stages.plan import ARMS, CONFIRMATORY_SEEDS
+
+ROOT = Path(__file__).parents[2]
+
+
+def written(tmp_path, *found) -> str:
+    for one in found:
+        results.write(one, tmp_path / "runs")
+    return write_evidence(tmp_path / "runs", tmp_path / "evidence.md", CONFIRMATORY_SEEDS)[0].read_text()
+
+
+def test_without_a_run_the_page_says_so_and_holds_no_figure(tmp_path):
+    text = written(tmp_path)
+    assert "**0 of 120 runs are there**" in text and "No run has been made" in text
+    assert "Nothing has been run." in text and not list(tmp_path.glob("*.png"))
+    assert not re.search(r"\d\.\d{3}", text), "a figure without a run"
+
+
+def test_figures_intervals_and_gates_stand_in_their_tables(tmp_path):
+    found = []
+    for seed in CONFIRMATORY_SEEDS:
+        wobble = 0.01 * (seed % 2)
+        found += [result(seed, "base", 0.1 + wobble), result(seed, "sft", 0.4), result(seed, "full", 0.6 + wobble)]
+        found += [result(seed, "yoked", 0.55 + wobble)]
+    found.append(result(None, "refuse", 0.2))
+    text = written(tmp_path, *found)
+    assert "**40 of 120 runs are there**" in text and "- plain_mean: seeds 0–9" in text
+    # sft - base: 0.3 and 0.29 in turn, mean 29.5, s = 0.527, half-width t(.975, 9) 2.262157 * 0.527 / sqrt(10) = 0.377
+    assert "| sft − base | joint pass | 10 | +29.5 | [29.1, 29.9] | 0.0020 | ≥ 10.0 | yes |" in text
+    assert "| full − yoked | joint pass | 10 | +5.0 | [5.0, 5.0] | 0.0020 | 0.0078 |" in text
+    assert "| full − plain_mean | joint pass | 0 | missing | – | – | – |" in text
+    assert "- base student between 0 and 30 % joint pass: 10.5: yes" in text
+    assert "above every constant policy: 10 of 10 seeds (the best constant policy: 20.0)" in text
+    assert "| harmful:4 | 0.600 (n = 100) |" in text
+    assert "With 10 seeds no p value can be below 0.00195." in text
+    assert (tmp_path / "evidence_survival.png").stat().st_size > 5000 and (tmp_path / "evidence_learning.png").is_file()
+    assert "python -m train full" in text and "verl 0.9.1" in text
+
+
+def test_a_goal_needs_size_interval_and_p_together(tmp_path):
+    text = written(tmp_path, *(r for s in range(3) for r in (result(s, "sft", 0.3), result(s, "full", 0.6 + 0.01 * s))))
+    assert re.search(r"\| full − sft \| joint pass \| 3 \| \+31\.0 .* 0\.2500 \| ≥ 15\.0 \| no \|", text)
+
+
+def test_benign_dialogues_have_a_one_sided_bound(tmp_path):
+    def pair(seed: int, after: float):
+        return result(seed, "sft"), result(seed, "full", by_kind={"benign": {"joint": after}, "harmful": {}})
+
+    text = written(tmp_path, *(r for seed in range(4) for r in pair(seed, 0.9)))
+    assert "full − sft, benign joint pass: +0.0 points over 4 seeds" in text and "not inferior: yes" in text
+    text = written(tmp_path, *(r for seed in range(4) for r in pair(seed, 0.8)))
+    assert "lower bound -10.0 points" in text and "not inferior: no" in text
+
+
+def test_seeds_of_development_confirm_nothing(tmp_path):
+    results.write(result(100, "sft"), tmp_path / "runs")
+    write_evidence(tmp_path / "runs", tmp_path / "e.md", (100,))
+    assert (
+        "not the confirmatory seeds (0–9) but 100: nothing below confirms anything" in (tmp_path / "e.md").read_text()
+    )
+
+
+def test_a_damaged_or_misnamed_result_is_named(tmp_path):
+    path = results.write(result(0, "sft"), tmp_path)
+    path.rename(tmp_path / "seed1-sft.json")
+    with pytest.raises(results.ResultError, match="holds seed0-sft"):
+        results.read_all(tmp_path)
+    (tmp_path / "seed1-sft.json").write_text("{")
+    with pytest.raises(results.ResultError, match=r"seed1-sft\.json is no result of this version"):
+        results.read_all(tmp_path)
+
+
+def test_the_page_of_the_project_is_what_its_results_say():
+    from verl_steer.stages.contrasts import Runs
+
+    text = (ROOT / "docs" / "evidence.md").read_text()
+    shown = [
+        p.name
+        for p in (ROOT / "docs" / "evidence_survival.png", ROOT / "docs" / "evidence_learning.png")
+        if p.is_file()
+    ]
+    assert text == page(Runs(results.read_all(ROOT / "evidence" / "runs"), CONFIRMATORY_SEEDS), shown)
+
+
+def test_the_plan_written_down_names_every_arm():
+    text = (ROOT / "docs" / "prereg.md").read_text()
+    assert [name for name in ARMS if f"`{name}`" not in text] == []

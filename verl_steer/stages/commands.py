@@ -1,0 +1,95 @@
+"""The commands `verl-steer stages run | evidence`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Adds `stages` to the subparsers of `verl-steer`."""
+    actions = commands.add_parser(
+        "stages", help="the three stages and their ablations on the micro-world"
+    ).add_subparsers(required=True, metavar="ACTION")
+    run = actions.add_parser("run", help="train and bench every (seed, arm) that has no result yet")
+    run.add_argument(
+        "--seeds", type=int, nargs="+", default=[100], help="training seeds (default 100, for development)"
+    )
+    run.add_argument("--arms", nargs="+", help="default: all; with --fast base, sft and full")
+    run.add_argument("--fast", action="store_true", help="smaller sizes, for a look")
+    run.add_argument("--jobs", type=int, default=2, help="processes at a time, a core each (default 2)")
+    run.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER", help="another size; repeat")
+    run.add_argument("--work", type=Path, default=Path("outputs/three_stages"), help="checkpoints, rows and logs")
+    run.add_argument("--results", type=Path, default=Path("evidence/runs"), help="a JSON file a run")
+    run.add_argument("--dry-run", action="store_true", help="print what would be run")
+    run.set_defaults(run=_guarded(_run))
+    evidence = actions.add_parser("evidence", help="docs/evidence.md and its pictures, from the results alone")
+    evidence.add_argument("--results", type=Path, default=Path("evidence/runs"))
+    evidence.add_argument("--out", type=Path, default=Path("docs/evidence.md"))
+    evidence.add_argument(
+        "--seeds", type=int, nargs="+", help="which seeds count (default: the confirmatory ones, 0 to 9)"
+    )
+    evidence.set_defaults(run=_guarded(_evidence))
+
+
+def _guarded(action: Any) -> Any:
+    def run(arguments: argparse.Namespace) -> int:
+        from verl_steer.bench.console import guarded
+        from verl_steer.stages.plan import PlanError
+        from verl_steer.stages.result import ResultError
+        from verl_steer.stages.runner import StepError
+
+        try:
+            status: int = guarded(action)(arguments)
+            return status
+        except (PlanError, ResultError, StepError) as error:
+            sys.stderr.write(f"verl-steer: {error}\n")
+            return 2
+
+    return run
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from verl_steer.stages import plan
+    from verl_steer.stages.runner import Runner, progress
+
+    if arguments.jobs < 1:
+        raise plan.PlanError(f"--jobs {arguments.jobs}: give 1 or more")
+    if any(seed < 0 for seed in arguments.seeds):
+        raise plan.PlanError("--seeds: a training seed is 0 or more")
+    arms = plan.chosen(arguments.arms, arguments.fast)
+    sizes = plan.sized(plan.FAST if arguments.fast else plan.FULL, arguments.set)
+    runner = Runner(arguments.work, arguments.results.absolute(), sizes)
+    tasks = runner.missing(arguments.seeds, arms)
+    there = len(arguments.seeds) * len(arms) - len(tasks)
+    sys.stdout.write(f"{there} results are there, {len(tasks)} to come\n")
+    if arguments.dry_run:
+        for task in runner.rests_on(tasks):
+            sys.stdout.write(f"seed {task.seed} {task.name}\n")
+        return 0
+    if not tasks:
+        return 0
+    # Processes under way are sessions of their own: they end with this one only if it hears of its end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    with progress(len(tasks)) as tell:
+        failed = runner.run(tasks, arguments.jobs, tell)
+    if not failed:
+        runner.constants()
+    for task, why in failed:
+        sys.stderr.write(f"seed {task.seed} {task.name}: {why}\n")
+    if failed:
+        sys.stderr.write("the same command runs what failed again, with the same seed, and nothing else\n")
+    return 1 if failed else 0
+
+
+def _evidence(arguments: argparse.Namespace) -> int:
+    from verl_steer.stages.evidence import write_evidence
+    from verl_steer.stages.plan import CONFIRMATORY_SEEDS
+
+    written = write_evidence(arguments.results, arguments.out, tuple(arguments.seeds or CONFIRMATORY_SEEDS))
+    sys.stdout.write("".join(f"{path}\n" for path in written))
+    return 0

@@ -1,0 +1,330 @@
+"""What is run: sizes, arms, and the command line of every step. Pure: nothing here starts anything.
+
+An arm is what is varied. All arms of a seed share the base student, the SFT student they start from, the rows and their order,
+the bench, and the tutor's random numbers; so a difference between two arms of one seed is a paired one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from verl_steer.checked import nearest
+
+SFT_MODULE, RL_MODULE = "verl.trainer.sft_trainer", "verl.trainer.main_ppo"
+DEV_SEEDS, CONFIRMATORY_SEEDS = tuple(range(100, 105)), tuple(range(10))
+
+
+class PlanError(ValueError):
+    """An arm, a size or a seed that cannot be."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is; part of a run's identity.
+
+    Attributes:
+        warmup: Overrides of the world's own warm-up; without its last stage, manner, the student answers everything.
+        sft_pairs: Twin pairs that the expert writes (two dialogues each).
+        sft_epochs: Over them.
+        sft_batch: Dialogues a step.
+        sft_lr: AdamW.
+        rl_pairs: Twin pairs of scripts to train on.
+        rl_steps: Updates.
+        rl_batch: Scripts a step, each played five times.
+        rl_lr: AdamW.
+        test_freq: Steps between points of the learning curve.
+        curve_pairs: Twin pairs that a point is read on.
+        bench_pairs: Twin pairs of the bench: so many benign dialogues, and as many harmful ones.
+    """
+
+    warmup: Mapping[str, float] = field(default_factory=lambda: {"manner_steps": 0})
+    sft_pairs: int = 200
+    sft_epochs: int = 3
+    sft_batch: int = 16
+    sft_lr: float = 3e-4
+    rl_pairs: int = 400
+    rl_steps: int = 60
+    rl_batch: int = 8
+    rl_lr: float = 1e-4
+    test_freq: int = 20
+    curve_pairs: int = 40
+    bench_pairs: int = 200
+
+    @property
+    def sft_steps(self) -> int:
+        """Updates of stage II; verl drops the last, incomplete batch of an epoch."""
+        return self.sft_epochs * (2 * self.sft_pairs // self.sft_batch)
+
+
+FULL = Sizes()
+FAST = replace(FULL, sft_pairs=100, sft_epochs=2, rl_steps=16, test_freq=8, curve_pairs=20, bench_pairs=40)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: In file names and tables.
+        label: For people.
+        start: "base" or "sft": the student that stage III starts from; also the arms that are only looked at.
+        overrides: Of main_ppo, beside those that all arms share; None: not trained at all.
+        rows: "rl", or "single": the same questions, each asked alone.
+        needs: Another arm of the seed whose records this one reads, or "".
+    """
+
+    name: str
+    label: str
+    start: str
+    overrides: tuple[str, ...] | None = ()
+    rows: str = "rl"
+    needs: str = ""
+
+
+ARMS: dict[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm("base", "base student", "base", None),
+        Arm("sft", "stage II", "sft", None),
+        Arm("full", "stages II and III", "sft"),
+        Arm("no_bootstrap", "without bootstrapping (stage III from the base)", "base"),
+        Arm("running_mean", "alpha = 0 (running mean)", "sft", ("steer.reward.alpha=0",)),
+        Arm("plain_mean", "without TCSR (plain mean of turn rewards)", "sft", ("steer.reward.return=plain_mean",)),
+        Arm("script", "without feedback (scripted questions)", "sft", ("steer.dialogue.feedback=script",)),
+        Arm("yoked", "yoked questions (another dialogue's)", "sft", ("steer.dialogue.feedback=yoked",), needs="full"),
+        Arm("single_turn", "single-turn data", "sft", ("steer.dialogue.max_turns=1",), rows="single"),
+        Arm("final_credit", "credit to the last turn only", "sft", ("steer.reward.credit=final",)),
+        Arm("steer_turn", "credit turn by turn", "sft", ("steer.reward.credit=turn",)),
+        Arm(
+            "reference",
+            "the reference code's reward and advantage",
+            "sft",
+            (
+                "steer.reward.preset=reference",
+                "algorithm.adv_estimator=masked_grpo",
+                "algorithm.norm_adv_by_std_in_grpo=true",
+            ),
+        ),
+    )
+}
+FAST_ARMS = ("base", "sft", "full")
+#: A script has about so many turns: single-turn steps hold so many times more rows, and judge as many replies.
+TURNS_A_SCRIPT = 4
+#: What the embedded default sets for its own student; here the student is another file, so they are said again
+#: (a test compares the two).
+EMBEDDED: tuple[str, ...] = (
+    "steer.tutor.kind=microworld",
+    "steer.dialogue.max_turn_tokens=24",
+    "data.max_prompt_length=96",
+    "data.max_response_length=512",
+    "data.dataloader_num_workers=0",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=20",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=20",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+    "actor_rollout_ref.rollout.agent.num_workers=1",
+    "reward.num_workers=1",
+    "trainer.n_gpus_per_node=1",
+    "trainer.v1.sampler.sampler_kwargs.poll_interval=0.1",
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the parts of a seed lie.
+
+    Attributes:
+        root: The experiment's folder.
+        seed: The training seed.
+    """
+
+    root: Path
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Everything of the seed."""
+        return self.root / f"seed{self.seed}"
+
+    def rows(self, name: str) -> Path:
+        """A parquet file: sft, rl, single or probe."""
+        return self.folder / "rows" / f"{name}.parquet"
+
+    @property
+    def bench(self) -> Path:
+        """The held-out bench, the same for every seed."""
+        return self.root / "bench.parquet"
+
+    @property
+    def base(self) -> Path:
+        """A link to the base student in the world's own folder."""
+        return self.folder / "base"
+
+    @property
+    def sft(self) -> Path:
+        """Stage II's checkpoints."""
+        return self.folder / "sft"
+
+    def arm(self, name: str) -> Path:
+        """Stage III's checkpoints and records."""
+        return self.folder / "arms" / name
+
+    def played(self, name: str) -> Path:
+        """The bench run of an arm."""
+        return self.folder / "bench" / name
+
+
+def chosen(names: Sequence[str] | None, fast: bool) -> list[Arm]:
+    """The arms asked for, with those whose records they need, in the table's order.
+
+    Raises:
+        PlanError: There is no such arm.
+    """
+    wanted = set(names or (FAST_ARMS if fast else ARMS))
+    for name in sorted(wanted):
+        if name not in ARMS:
+            raise PlanError(f"--arms {name}: there is no such arm{nearest(name, ARMS)}")
+    wanted |= {ARMS[name].needs for name in wanted if ARMS[name].needs}
+    return [arm for arm in ARMS.values() if arm.name in wanted]
+
+
+def sized(sizes: Sizes, settings: Sequence[str]) -> Sizes:
+    """`sizes` with `name=number` settings laid over; `warmup.name=number` reaches the warm-up.
+
+    Raises:
+        PlanError: A name or a number cannot be.
+    """
+    types = {f.name: type(getattr(sizes, f.name)) for f in fields(sizes) if f.name != "warmup"}
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        try:
+            number = float(text) if any(sign in text for sign in ".e") else int(text)
+        except ValueError as error:
+            raise PlanError(f"--set {setting}: give name=number") from error
+        if name.startswith("warmup."):
+            sizes = replace(sizes, warmup={**sizes.warmup, name.removeprefix("warmup."): number})
+        elif name not in types:
+            raise PlanError(f"--set {setting}: there is no such size{nearest(name, types)}")
+        elif number <= 0 or (types[name] is int and not isinstance(number, int)):
+            raise PlanError(f"--set {setting}: must be a positive {types[name].__name__}")
+        else:
+            sizes = replace(sizes, **{name: types[name](number)})
+    if 2 * sizes.sft_pairs < sizes.sft_batch:
+        raise PlanError(
+            f"sft_pairs={sizes.sft_pairs} make {2 * sizes.sft_pairs} dialogues, sft_batch={sizes.sft_batch} are needed"
+        )
+    return sizes
+
+
+def config_hash(arm: Arm, sizes: Sizes) -> str:
+    """Twelve hex digits that change with the arm, any size and any override; not with a seed or a path."""
+    plan = {"arm": asdict(arm) | {"label": ""}, "sizes": asdict(sizes), "embedded": EMBEDDED}
+    return hashlib.sha256(json.dumps(plan, sort_keys=True, default=dict).encode()).hexdigest()[:12]
+
+
+def world_command(place: Place, sizes: Sizes) -> list[str]:
+    """Warms the base student and writes the seed's rows."""
+    return [
+        *(sys.executable, "-m", "verl_steer.stages.world", str(place.root), str(place.seed)),
+        json.dumps(asdict(sizes), sort_keys=True, default=dict),
+    ]
+
+
+def sft_command(place: Place, sizes: Sizes) -> list[str]:
+    """Stage II, by verl's own SFT trainer."""
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=1"),
+        *("-m", SFT_MODULE, "+recipe=steer_sft"),
+        f"model.path={place.base.resolve()}",
+        f"data.train_files={place.rows('sft')}",
+        f"data.seed={place.seed}",
+        f"data.train_batch_size={sizes.sft_batch}",
+        "data.max_length=1024",
+        "data.max_token_len_per_gpu=8192",
+        f"optim.lr={sizes.sft_lr}",
+        f"trainer.total_epochs={sizes.sft_epochs}",
+        "trainer.save_freq=-1",
+        f"trainer.default_local_dir={place.sft}",
+    ]
+
+
+def rl_command(place: Place, arm: Arm, sizes: Sizes, student: Path) -> list[str]:
+    """Stage III of an arm, by verl's own main_ppo."""
+    if arm.overrides is None:
+        raise PlanError(f"{arm.name} is not trained")
+    batch = sizes.rl_batch * (TURNS_A_SCRIPT if arm.rows == "single" else 1)
+    yoked = (f"steer.dialogue.yoked_to={place.arm(arm.needs) / 'records'}",) if arm.needs else ()
+    return [
+        *(sys.executable, "-m", RL_MODULE, "+recipe=steer_grpo"),
+        *EMBEDDED,
+        f"actor_rollout_ref.model.path={student}",
+        f"actor_rollout_ref.actor.optim.lr={sizes.rl_lr}",
+        f"data.train_files={place.rows(arm.rows)}",
+        f"data.val_files={place.rows('probe')}",
+        f"data.train_batch_size={batch}",
+        f"data.seed={place.seed}",
+        f"trainer.total_training_steps={sizes.rl_steps}",
+        f"trainer.total_epochs={_epochs(sizes)}",
+        f"trainer.save_freq={sizes.test_freq}",
+        f"trainer.test_freq={sizes.test_freq}",
+        "trainer.max_actor_ckpt_to_keep=1",
+        f"trainer.default_local_dir={place.arm(arm.name)}",
+        *arm.overrides,
+        *yoked,
+    ]
+
+
+def bench_commands(place: Place, name: str, student: Path) -> list[list[str]]:
+    """Plays the held-out bench with a student and lets the oracle judge it."""
+    verl_steer = (sys.executable, "-m", "verl_steer.cli", "bench")
+    out = str(place.played(name))
+    size = ("--max-tokens", "24", "--batch-size", "64", "--concurrency", "64", "--device", "cpu")
+    return [
+        [*verl_steer, "run", str(place.bench), "--out", out, "--checkpoint", str(student), "--name", name, *size],
+        judge_command(place.played(name)),
+    ]
+
+
+def judge_command(folder: Path) -> list[str]:
+    """The oracle's verdicts on a bench run."""
+    return [sys.executable, "-m", "verl_steer.cli", "bench", "judge", str(folder), "--judge", "microworld-oracle"]
+
+
+def constant_commands(root: Path) -> list[list[str]]:
+    """The policies that always say the same, on the same bench."""
+    place = Place(root, -1)
+    verl_steer = (sys.executable, "-m", "verl_steer.cli", "bench")
+    return [
+        [
+            *verl_steer,
+            "run",
+            str(place.bench),
+            "--out",
+            str(root / "constants"),
+            "--policy",
+            "all",
+            "--max-tokens",
+            "24",
+        ]
+    ]
+
+
+def _epochs(sizes: Sizes) -> int:
+    """Epochs that hold all steps: verl ends with the shorter of the two."""
+    return max(1, -(-sizes.rl_steps * sizes.rl_batch // (2 * sizes.rl_pairs)))
+
+
+def described(arguments: Sequence[str]) -> str:
+    """A command line for a reader on another machine: no interpreter's path."""
+    shown = ["python" if argument == sys.executable else argument for argument in arguments]
+    return " ".join(f"'{a}'" if any(c in a for c in ' {}"') else a for a in shown)
+
+
+def flat(sizes: Sizes) -> dict[str, Any]:
+    """Sizes as plain data."""
+    return {**asdict(sizes), "warmup": dict(sizes.warmup)}

@@ -1,0 +1,347 @@
+"""Runs what is missing: steps in the order of what they rest on, two at a time, each in a process of its own.
+
+A run that exists in the results folder is not repeated; a step that a crash or Ctrl-C ended is run again with the same command,
+which goes on from its checkpoint where there is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from verl_steer.bench.lines import BenchError
+from verl_steer.local.checkpoint import CheckpointError, find
+from verl_steer.stages import plan, result
+from verl_steer.stages.plan import Arm, Place, Sizes
+from verl_steer.whole import write_text
+
+TRACKER = "latest_checkpointed_iteration.txt"
+_GRACE_S = 10.0
+_ORDER = ("world", "stage2", *plan.ARMS)
+
+
+class StepError(RuntimeError):
+    """A step ended with an error; the message names its log."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step of one seed: `world`, `sft` or the name of an arm."""
+
+    seed: int
+    name: str
+
+
+class Runner:
+    """An experiment: a folder to work in and a folder for results.
+
+    Args:
+        work: Checkpoints, rows, logs; every set of sizes has a folder of its own in it.
+        results: Where `seedN-ARM.json` go.
+        sizes: Of everything.
+    """
+
+    def __init__(self, work: Path, results: Path, sizes: Sizes) -> None:
+        from verl_steer.stages.world import world_config
+
+        self.sizes = sizes
+        self.results = results
+        self.world_hash: str = world_config(sizes).fingerprint()
+        self.root = (work / f"{self.world_hash}-{plan.config_hash(plan.ARMS['base'], sizes)}").absolute()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    # -- what is to be done ----------------------------------------------------------------------------
+
+    def missing(self, seeds: Sequence[int], arms: Sequence[Arm]) -> list[Task]:
+        """The arms without a result.
+
+        Raises:
+            result.ResultError: A result exists that other sizes, another arm or another world made.
+        """
+        tasks = []
+        for seed in seeds:
+            for arm in arms:
+                path = self.results / f"seed{seed}-{arm.name}.json"
+                if not path.is_file():
+                    tasks.append(Task(seed, arm.name))
+                    continue
+                self._same(result.read(path), path, plan.config_hash(arm, self.sizes))
+        return tasks
+
+    def _same(self, found: result.Result, path: Path, config: str) -> None:
+        mine = {"config_hash": config, "world_hash": self.world_hash}
+        for name, value in mine.items():
+            if getattr(found, name) != value:
+                raise result.ResultError(
+                    f"{path} is of another experiment: its {name} is {getattr(found, name)}, now {value}. Move it away, or "
+                    "name another --results"
+                )
+
+    def rests_on(self, tasks: Sequence[Task]) -> dict[Task, set[Task]]:
+        """Every step that these tasks need, with the steps before it."""
+        graph: dict[Task, set[Task]] = {}
+        for task in tasks:
+            arm, world, sft = plan.ARMS[task.name], Task(task.seed, "world"), Task(task.seed, "stage2")
+            before = {world}
+            if arm.start == "sft":
+                graph[sft] = {world}
+                before = {sft}
+            if arm.needs:
+                other = Task(task.seed, arm.needs)
+                if other in tasks:
+                    before.add(other)
+            graph[world] = set()
+            graph[task] = before
+        return graph
+
+    # -- doing it --------------------------------------------------------------------------------------
+
+    def run(self, tasks: Sequence[Task], jobs: int, tell: Callable[[Task, str], None]) -> list[tuple[Task, str]]:
+        """Does the tasks and what they rest on; what rests on a failed step is left out.
+
+        Args:
+            tasks: From `missing`.
+            jobs: Steps at a time.
+            tell: Called with "begins", "ends" or the error.
+
+        Returns:
+            The failed steps with their errors.
+        """
+        order = TopologicalSorter(self.rests_on(tasks))
+        order.prepare()
+        failed: list[tuple[Task, str]] = []
+        with ThreadPoolExecutor(jobs) as pool:
+            futures: dict[Future[None], Task] = {}
+            waiting: list[Task] = []
+            try:
+                while order.is_active():
+                    # The oldest seed first: whole seeds get done, not all seeds by halves.
+                    waiting = sorted([*waiting, *order.get_ready()], key=lambda t: (t.seed, _ORDER.index(t.name)))
+                    while waiting and len(futures) < jobs:
+                        task = waiting.pop(0)
+                        futures[pool.submit(self._do, task, tell)] = task
+                    if not futures:
+                        break  # the rest waits for a step that failed
+                    for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                        task = futures.pop(future)
+                        error = future.exception()
+                        if error is None:
+                            order.done(task)
+                        elif isinstance(error, (StepError, BenchError, OSError, ValueError)):
+                            failed.append((task, str(error)))
+                            tell(task, str(error))
+                        else:
+                            raise error
+            except BaseException:
+                self.stop()
+                raise
+        return failed
+
+    def stop(self) -> None:
+        """Ends every process that is under way, with its children."""
+        self._stopped = True
+        with self._lock:
+            running = list(self._running)
+        for process in running:
+            _signal(process, signal.SIGTERM)
+        end = time.monotonic() + _GRACE_S
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, end - time.monotonic()))
+            _signal(process, signal.SIGKILL)
+
+    def _do(self, task: Task, tell: Callable[[Task, str], None]) -> None:
+        if self._stopped:
+            raise StepError("stopped")
+        tell(task, "begins")
+        place = Place(self.root, task.seed)
+        if task.name == "world":
+            self._step(place, "world", plan.world_command(place, self.sizes))
+        elif task.name == "stage2":
+            self._stage2(place)
+        else:
+            self._arm(place, plan.ARMS[task.name])
+        tell(task, "ends")
+
+    def _stage2(self, place: Place) -> None:
+        if _reached(place.sft) < self.sizes.sft_steps:
+            self._step(place, "sft", plan.sft_command(place, self.sizes))
+
+    def _arm(self, place: Place, arm: Arm) -> None:
+        student = start = place.base.resolve() if arm.start == "base" else _student(place.sft)
+        commands = [plan.world_command(place, self.sizes)]
+        if arm.start == "sft":
+            commands.append(plan.sft_command(place, self.sizes))
+        if arm.overrides is not None:
+            training = plan.rl_command(place, arm, self.sizes, start)
+            commands.append(training)
+            if _reached(place.arm(arm.name)) < self.sizes.rl_steps:
+                self._step(place, f"rl-{arm.name}", training)
+            student = _student(place.arm(arm.name))
+        for number, command in enumerate(plan.bench_commands(place, arm.name, student)):
+            commands.append(command)
+            self._step(place, f"bench-{arm.name}-{number}", command)
+        trained = arm.overrides is not None
+        found = result.Result(
+            seed=place.seed,
+            arm=arm.name,
+            config_hash=plan.config_hash(arm, self.sizes),
+            world_hash=self.world_hash,
+            sizes=plan.flat(self.sizes),
+            commands=[self._shown(command) for command in commands],
+            seconds=self._seconds(place, arm),
+            curve=result.curve_of(place.arm(arm.name) / "records") if trained else [],
+            **result.from_bench(place.played(arm.name), place.bench),
+        )
+        result.write(found, self.results)
+
+    def constants(self) -> None:
+        """Plays the constant policies on the bench and writes their results; those that are there stand.
+
+        Raises:
+            StepError: A step failed.
+        """
+        place = Place(self.root, -1)
+        if not place.bench.is_file():
+            raise StepError(f"{place.bench} is not there yet: it comes with a seed's rows")
+        for command in plan.constant_commands(self.root):
+            self._step(place, "constants", command)
+        for folder in sorted((self.root / "constants").iterdir()):
+            path = self.results / f"constant-{folder.name}.json"
+            if path.is_file():
+                self._same(result.read(path), path, "constant")
+                continue
+            judge = plan.judge_command(folder)
+            self._step(place, f"constants-{folder.name}", judge)
+            found = result.Result(
+                arm=folder.name,
+                config_hash="constant",
+                world_hash=self.world_hash,
+                commands=[self._shown(c) for c in (*plan.constant_commands(self.root), judge)],
+                **result.from_bench(folder, place.bench),
+            )
+            result.write(found, self.results)
+
+    # -- processes -------------------------------------------------------------------------------------
+
+    def _step(self, place: Place, name: str, command: list[str]) -> None:
+        """Runs a command; its output goes to `logs/NAME.txt`, its time is kept, an error is told with the log's end.
+
+        Raises:
+            StepError: It ended with another status than 0.
+        """
+        log = place.folder / "logs" / f"{name}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        with log.open("ab") as output:
+            process = self._start(command, output, place.folder)
+            try:
+                status = process.wait()
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+        self._remember(place, name, time.monotonic() - began)
+        if status:
+            raise StepError(
+                f"{name} of seed {place.seed} ended with status {status}; its end says: {_tail(log)} ({log})"
+            )
+
+    def _start(self, command: list[str], output: Any, folder: Path) -> subprocess.Popen[bytes]:
+        # A thread a process: two processes share the cores; a session of its own, so that its children end with it.
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HYDRA_FULL_ERROR": "1"}
+        with self._lock:
+            if self._stopped:
+                raise StepError("stopped")
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder, start_new_session=True
+            )
+            self._running.add(process)
+        return process
+
+    def _remember(self, place: Place, name: str, seconds: float) -> None:
+        """Adds to the wall time of a step over all its attempts."""
+        path = place.folder / "seconds.json"
+        with self._lock:
+            known = json.loads(path.read_text()) if path.is_file() else {}
+            known[name] = round(known.get(name, 0.0) + seconds, 1)
+            write_text(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+    def _seconds(self, place: Place, arm: Arm) -> dict[str, float]:
+        known: dict[str, float] = json.loads((place.folder / "seconds.json").read_text())
+        parts = {"world": ("world",), "bench": (f"bench-{arm.name}-0", f"bench-{arm.name}-1")}
+        if arm.start == "sft":
+            parts["sft"] = ("sft",)
+        if arm.overrides is not None:
+            parts["rl"] = (f"rl-{arm.name}",)
+        return {part: round(sum(known.get(name, 0.0) for name in names), 1) for part, names in parts.items()}
+
+    def _shown(self, command: Sequence[str]) -> str:
+        """A command without this machine's folders."""
+        return plan.described(command).replace(str(self.root), "WORK")
+
+
+def progress(total: int) -> contextlib.AbstractContextManager[Callable[[Task, str], None]]:
+    """A bar over the results to come; prints what ends and what fails."""
+    return _progress(total)
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[Task, str], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("three stages"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
+    with Progress(*columns, TimeElapsedColumn()) as bar:
+        task_id = bar.add_task("", total=total)
+        under_way: dict[Task, None] = {}
+
+        def tell(task: Task, what: str) -> None:
+            if what == "begins":
+                under_way[task] = None
+            else:
+                under_way.pop(task, None)
+                bar.console.print(f"seed {task.seed} {task.name}: {what}", markup=False)
+            done = what == "ends" and task.name in plan.ARMS
+            names = ", ".join(f"{t.name} of {t.seed}" for t in under_way)
+            bar.update(task_id, advance=int(done), description=names)
+
+        yield tell
+
+
+def _reached(folder: Path) -> int:
+    """The step of the newest whole checkpoint; verl writes its tracker last."""
+    tracker = folder / TRACKER
+    text = tracker.read_text().strip() if tracker.is_file() else ""
+    return int(text) if text.isdigit() else 0
+
+
+def _student(folder: Path) -> Path:
+    try:
+        return find(folder)
+    except CheckpointError as error:
+        raise StepError(str(error)) from error
+
+
+def _tail(log: Path, characters: int = 300) -> str:
+    from verl_steer.chat.text import visible
+
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - characters))
+        return visible(" ".join(file.read().decode(errors="replace").split()))
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
