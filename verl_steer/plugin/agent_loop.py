@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
-from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics
 
@@ -22,35 +21,13 @@ from verl_steer.dialogue import Cut, Dialogue, Turn
 from verl_steer.plugin.difficulty import meet
 from verl_steer.plugin.opening import Once, Opening, open_row
 from verl_steer.plugin.output import SteerOutput
+from verl_steer.plugin.rollout import Rollout
 from verl_steer.plugin.settings import settings_for
 from verl_steer.plugin.tokens import TokenLedger, remember_standins, tokenise, user_message
 from verl_steer.records import dialogue_to_dict
 from verl_steer.roles.fence import fence_tag, neutralise
 from verl_steer.roles.tutor import Assessment, Exchange, TutorRequest
-from verl_steer.scores import BREACH_SAFETY, Outcome, Verdict
-
-
-@dataclass
-class Rollout:
-    """The state of one dialogue while it runs."""
-
-    dialogue: Dialogue
-    ledger: TokenLedger
-    opening: Opening  # shared with the row's other rollouts
-    images: list[Any]  # every picture shown so far, as the processor wants it
-    turn_budget: int
-    feedback: str
-    place: tuple[int, int]  # step and session
-    key: str  # stem of all seeds of this rollout
-    tutor_key: str  # stem of the tutor's random choices; the same for all rollouts of the seed
-    fence: str
-    deadline: Deadline
-    # verl routes by it: one id a dialogue keeps its turns on the replica that holds their prefix.
-    request_id: str = field(default_factory=lambda: uuid4().hex)
-    exchanges: list[Exchange] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    generate_s: float = 0.0
-    tutor_s: float = 0.0
+from verl_steer.scores import BREACH_SAFETY
 
 
 class SteerAgentLoop(AgentLoopBase):
@@ -104,7 +81,7 @@ class SteerAgentLoop(AgentLoopBase):
                 await self._play(rollout, sampling_params)
         except TimeoutError:
             rollout.dialogue.cut = Cut.DEADLINE
-        self._mark_unjudged(rollout)
+        rollout.mark_unjudged()
 
     async def _greedy(self, opening: Opening, row: dict[str, Any], sampling_params: dict[str, Any]) -> dict[str, Any]:
         """The row's dialogue with the likeliest reply at every turn (ReMax's baseline); never trained on."""
@@ -175,7 +152,7 @@ class SteerAgentLoop(AgentLoopBase):
         rollout.generate_s += time.perf_counter() - start
         token_ids = list(output.token_ids)
         if not token_ids:
-            rollout.dialogue.cut = self._who_filled_it(rollout)
+            rollout.dialogue.cut = rollout.who_filled_it()
             return None
         ended = token_ids[-1] in self.stop_ids
         spoken = token_ids[:-1] if token_ids[-1] == self.end_id else token_ids
@@ -195,7 +172,7 @@ class SteerAgentLoop(AgentLoopBase):
         rollout.dialogue.turns.append(turn)
         if not ended and len(token_ids) < rollout.turn_budget:
             # The server stopped before the budget: its context window is full.
-            rollout.dialogue.cut = self._who_filled_it(rollout)
+            rollout.dialogue.cut = rollout.who_filled_it()
         return turn
 
     async def _assess(self, rollout: Rollout, t: int, turn: Turn, is_last: bool) -> Assessment:
@@ -258,12 +235,6 @@ class SteerAgentLoop(AgentLoopBase):
         scores = turn.verdict.scores if turn.verdict else None
         return self.steer.dialogue.stop == "on_breach" and scores is not None and scores.safety <= BREACH_SAFETY
 
-    def _who_filled_it(self, rollout: Rollout) -> Cut:
-        """The tutor, if the user side holds more tokens than were planned; else the student."""
-        user_tokens = rollout.ledger.mask.count(0)
-        planned = sum(rollout.opening.lengths[: len(rollout.dialogue.turns)]) + len(rollout.dialogue.turns)
-        return Cut.CONTEXT_LENGTH if user_tokens > planned else Cut.STUDENT_LENGTH
-
     async def _difficulty(self, rollout: Rollout, row: dict[str, Any]) -> dict[str, Any] | None:
         """What the frozen student makes of one of the attacks: asked in one rollout of a harmful seed."""
         first = int(row.get("session_id", 0)) == 0 and not row.get("steer_validate")
@@ -272,12 +243,6 @@ class SteerAgentLoop(AgentLoopBase):
         request = self._request(rollout, len(rollout.exchanges) - 1, is_last=True)
         request = replace(request, deadline_s=self.steer.tutor.timeout_s, within=None)
         return await meet(self.frozen, self.tutor, request, rollout.turn_budget)
-
-    def _mark_unjudged(self, rollout: Rollout) -> None:
-        """After a deadline the newest reply may lack its verdict: an unscored turn, not a low one."""
-        for turn in rollout.dialogue.turns:
-            if turn.verdict is None:
-                turn.verdict = Verdict(Outcome.TIMEOUT, reason="the dialogue's deadline passed first")
 
     # -- in and out --------------------------------------------------------------------------------
 
