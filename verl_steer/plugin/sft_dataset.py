@@ -2,7 +2,7 @@
 
 verl's own data set raises in mid-epoch at a row that is too long, and its collator reads `multi_modal_inputs` from the
 first row of a batch, so a batch whose first dialogue shows no picture while another does ends in a KeyError
-(verl/utils/dataset/dataset_utils.py:70).
+(verl/utils/dataset/dataset_utils.py:70; patches/sft-image-less-first-row.patch, harmless beside this answer).
 """
 
 from __future__ import annotations

@@ -3,10 +3,12 @@
 verl builds a critic with `load_valuehead_model` (verl/utils/model.py:641), which asks for a token classifier (there is
 none for Qwen2.5-VL and its kin), then for the package trl, and insists on flash attention. Here a student that sees
 becomes its own critic: the same model with `lm_head` replaced by one output a token, so that its logits are values.
+A verl with patches/vision-language-value-model.patch builds such critics itself, and this module stands aside.
 """
 
 from __future__ import annotations
 
+import inspect
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +18,8 @@ import torch
 def install(module: ModuleType) -> None:
     """Replaces `load_valuehead_model` of verl/utils/model.py for students that see; others keep verl's own."""
     original = module.load_valuehead_model
+    if "vision_language_value_model" in inspect.getsource(original):
+        return
 
     def load_valuehead_model(
         local_path: str, torch_dtype: torch.dtype, model_config: Any, trust_remote_code: bool
