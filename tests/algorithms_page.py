@@ -42,7 +42,8 @@ rollouts a seed, a tutor that now and then gives no verdict) and asserts: both s
 advantages not all zero, rollout and trainer agree to 1e-6 where they must, and masked rollouts had no influence, which
 is checked by computing the advantages again from the dialogue records without them. Losses are met four times a step,
 so that the ratio leaves 1 and clipping acts. An estimator and a loss without a row of its own run are shown together, two
-steps each in one run. The last column is what the last run showed (two steps).
+steps each in one run. The last column is what the last run showed (two steps); a row that says *not run yet* has been
+composed in a test, and its loss or estimator tried on tensors, but its run is still to be made.
 
 This page is written by `tests/algorithms_page.py` from `tests/plugin/algorithms.yaml`.
 """
