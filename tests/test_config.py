@@ -11,6 +11,7 @@ import verl_steer
 from verl_steer.config import PRESETS, ConfigError, SteerConfig, TutorConfig, world_root
 from verl_steer.scores import Weights
 
+MANAGED = {"kind": "managed", "model": "Qwen/Qwen3-VL-32B-Instruct"}
 ENDPOINT = {"kind": "endpoint", "model": "m", "base_urls": ["http://t:8000/v1"]}
 
 
@@ -121,7 +122,30 @@ def test_zeros_elsewhere_are_kept_too():
         ({"reward": {"signal": "turns"}}, "did you mean turn?"),
         ({"reward": {"credit": "dialog"}}, "did you mean dialogue?"),
         ({"reward": {"norm": "afine"}}, "did you mean affine?"),
-        ({"tutor": {"kind": "managed"}}, "steer.tutor.kind='managed' is not one of endpoint, microworld"),
+        (
+            {"tutor": {"kind": "manged"}},
+            "steer.tutor.kind='manged' is not one of endpoint, managed, custom, microworld",
+        ),
+        ({"tutor": {"kind": "manged"}}, "did you mean managed?"),
+        ({"tutor": {"kind": "managed"}}, "steer.tutor.managed.path is empty"),
+        ({"tutor": {**ENDPOINT, "kind": "managed"}}, "empty it, or set kind=endpoint"),
+        ({"tutor": {**MANAGED, "managed": {"engine": "vlm"}}}, "is not one of vllm, sglang, hf; did you mean vllm?"),
+        ({"tutor": {**MANAGED, "managed": {"tensor_paralel": 2}}}, "did you mean tensor_parallel?"),
+        (
+            {"tutor": {**MANAGED, "managed": {"tensor_parallel": 4, "n_gpus_per_node": 6}}},
+            "tensor_parallel=4 does not divide nnodes x n_gpus_per_node = 1 x 6",
+        ),
+        (
+            {"tutor": {**MANAGED, "managed": {"tensor_parallel": 16, "n_gpus_per_node": 8, "nnodes": 3}}},
+            "tensor_parallel=16 does not divide nnodes x n_gpus_per_node = 3 x 8",
+        ),
+        (
+            {"tutor": {**MANAGED, "managed": {"engine": "hf", "max_model_len": 9}}},
+            "engine hf has neither tensor_parallel nor max_model_len",
+        ),
+        ({"tutor": {**MANAGED, "managed": {"rollout": [1]}}}, "steer.tutor.managed.rollout=[1]: must be a mapping"),
+        ({"tutor": {**MANAGED, "managed": {"rollout": {1: 2}}}}, "must be a mapping with names as keys"),
+        ({"tutor": {"kind": "custom"}}, "steer.tutor.kind=custom needs steer.tutor.custom.path"),
         ({"tutor": {**ENDPOINT, "structured_output": "json"}}, "steer.tutor.structured_output='json'"),
         (
             {"dialogue": {"feedback": "tutr"}},
@@ -153,6 +177,47 @@ def test_an_error_names_the_key_and_the_nearest_right_one(node, message):
     with pytest.raises(ConfigError) as caught:
         SteerConfig.from_mapping(node)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pool", "servers"),
+    [
+        ({"n_gpus_per_node": 8}, 8),
+        ({"n_gpus_per_node": 8, "tensor_parallel": 4}, 2),
+        ({"n_gpus_per_node": 8, "nnodes": 2, "tensor_parallel": 8}, 2),
+        ({"n_gpus_per_node": 8, "nnodes": 4, "tensor_parallel": 16}, 2),
+    ],
+)
+def test_a_managed_tutors_pool_is_cut_into_whole_servers(pool, servers):
+    managed = SteerConfig.from_mapping({"tutor": {**MANAGED, "managed": pool}}).tutor.managed
+    assert managed.servers == servers and managed.gpus == managed.nnodes * managed.n_gpus_per_node
+
+
+def test_a_mapping_is_kept_as_it_is_written():
+    options = {"engine_kwargs": {"vllm": {"block_size": 32}}, "enforce_eager": True}
+    assert (
+        SteerConfig.from_mapping({"tutor": {**MANAGED, "managed": {"rollout": options}}}).tutor.managed.rollout
+        == options
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://user:s3cret@tutor:8000/v1", "the URL for tutor holds a user name, password or query"),
+        ("http://tutor/v1?key=s3cret", "the URL for tutor holds a user name, password or query"),
+        ("http://user:s3cret@tutor:port/v1", "something that is no address"),
+        ("http://tutor:port/v1", "is no URL"),
+        ("http://tu tor/v1", "is no http(s) URL"),
+        ("http:///v1", "is no http(s) URL"),
+    ],
+)
+@pytest.mark.parametrize("node", ["tutor", "difficulty"])
+def test_an_address_that_cannot_be_used_is_named_without_its_secret(node, url, says):
+    with pytest.raises(ConfigError) as caught:
+        SteerConfig.from_mapping({node: {"kind": "endpoint", "model": "m", "base_urls": [url]}})
+    assert f"steer.{node}.base_urls: " in str(caught.value) and says in str(caught.value)
+    assert "s3cret" not in str(caught.value)
 
 
 NUMBERS = {

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
@@ -28,8 +29,8 @@ def parse(cls: type[T], mapping: Any, path: str) -> T:
     takes the field's default; a zero, an empty string and `false` are values like any other.
 
     Args:
-        cls: A dataclass whose fields are int, float, bool, str, tuples of str or float, or such dataclasses, each
-            of them optionally `| None`.
+        cls: A dataclass whose fields are int, float, bool, str, tuples of str or float, mappings (taken as they are),
+            or such dataclasses, each of them optionally `| None`.
         mapping: What was written, as plain data.
         path: Dotted name of the node, for messages.
 
@@ -58,6 +59,10 @@ def _value(where: str, value: Any, hint: Any) -> Any:
     declared = next(h for h in get_args(hint) if h is not NoneType) if NoneType in get_args(hint) else hint
     if dataclasses.is_dataclass(declared):
         return parse(declared, value, where)  # type: ignore[arg-type]
+    if get_origin(declared) is Mapping:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise ConfigError(f"{where}={value!r}: must be a mapping with names as keys")
+        return dict(value)
     if get_origin(declared) is tuple:
         if get_args(declared)[0] is float:
             return _numbers(where, value)
@@ -115,3 +120,26 @@ def variable_name(where: str, value: str | None) -> None:
     # The value is never repeated in the message: who gets this wrong has probably pasted the secret itself.
     if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
         raise ConfigError(f"{where} must be the NAME of an environment variable (letters, digits, _), not a secret")
+
+
+def url_flaw(url: str) -> str | None:
+    """Says why `url` cannot be a server's base URL, or None; a secret in it is never repeated."""
+    try:
+        parsed = urlsplit(url)
+        host, _ = parsed.hostname, parsed.port
+    except ValueError as error:
+        # What urllib says of a bad port quotes it, and a password with a colon in it looks like one.
+        return "a URL holds something that is no address" if "@" in url else f"{url!r} is no URL ({error})"
+    if parsed.username is not None or parsed.password is not None or parsed.query:
+        return f"the URL for {host} holds a user name, password or query; give the key by api_key_env"
+    if parsed.scheme not in ("http", "https") or not host or re.search(r"\s", url):
+        return f"{url!r} is no http(s) URL"
+    return None
+
+
+def http_urls(where: str, urls: Iterable[str]) -> None:
+    """Raises ConfigError unless each of `urls` can be a server's base URL."""
+    for url in urls:
+        flaw = url_flaw(url)
+        if flaw is not None:
+            raise ConfigError(f"{where}: {flaw}")

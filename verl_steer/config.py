@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_steer.checked import ConfigError, fraction, not_negative, one_of, parse, positive, variable_name
-from verl_steer.config_models import DifficultyConfig, FallbackConfig, TutorConfig
+from verl_steer.config_models import CustomConfig, DifficultyConfig, FallbackConfig, ManagedConfig, TutorConfig
 from verl_steer.dialogue import MAX_TURNS
 from verl_steer.scores import Weights
 
@@ -23,9 +23,11 @@ __all__ = [
     "PRESETS",
     "AdvantageConfig",
     "ConfigError",
+    "CustomConfig",
     "DialogueConfig",
     "DifficultyConfig",
     "FallbackConfig",
+    "ManagedConfig",
     "RecordsConfig",
     "Reward",
     "RewardConfig",

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from tiny_tutor import MAX_TOKENS
 
 START_LIMIT_S = 420
 DRAIN_LIMIT_S = 60
-MAX_TOKENS = 16_384  # a tutor's rubric alone is 4,500 tokens for a tokenizer of bytes
 BLOCK_TOKENS = 32  # the prefix cache counts whole blocks
 #: For every vLLM process, a rollout's included.
 ENVIRONMENT = {

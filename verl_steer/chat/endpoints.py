@@ -10,9 +10,8 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import httpx
-
 from verl_steer.chat.limits import AdaptiveLimit
+from verl_steer.checked import url_flaw
 
 MAX_DOWN_S = 30.0
 # A server may ask for more; it is asked again once a minute all the same, so that one odd header does
@@ -152,14 +151,6 @@ class Endpoints:
 
 def check_url(url: str) -> None:
     """Raises ChatConfigError unless `url` is an http(s) URL that holds no secret."""
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise ChatConfigError(f"base_urls: {url!r} is no URL ({error})") from None
-    if parsed.userinfo or parsed.query:
-        # The URL itself is not shown: it may hold the secret.
-        raise ChatConfigError(
-            f"base_urls: the URL for {parsed.host} holds a user name, password or query; give the key by api_key_env"
-        )
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ChatConfigError(f"base_urls: {url!r} is no http(s) URL")
+    flaw = url_flaw(url)
+    if flaw is not None:
+        raise ChatConfigError(f"base_urls: {flaw}")

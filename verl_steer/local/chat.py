@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -21,6 +22,7 @@ import torch
 
 from verl_steer.chat.client import CallOptions, Message, seed_of
 from verl_steer.chat.outcome import ChatResult, Outcome
+from verl_steer.local.constrained import Constrained, Grammars, SchemaError
 from verl_steer.local.tokens import ConversationEncoder, Encoded, PromptError, batch
 from verl_steer.torchvision_ops import ensure_torchvision
 
@@ -33,6 +35,7 @@ class _Waiting:
     seed: int
     max_tokens: int
     temperature: float
+    schema: dict[str, Any] | None
     answer: asyncio.Future[ChatResult]
     since: float
 
@@ -64,15 +67,26 @@ class LocalChat:
 
     async def complete(self, messages: Sequence[Message], **call: Unpack[CallOptions]) -> ChatResult:
         """As `ChatClient.complete`; a computation in this process has no deadline."""
-        seed = seed_of(call["key"])
-        return await self.reply(messages, seed, call["max_tokens"], call.get("temperature", 0.0))
+        seed, schema = seed_of(call["key"]), call.get("schema")
+        return await self.reply(
+            messages, seed, call["max_tokens"], call.get("temperature", 0.0), schema.schema if schema else None
+        )
+
+    async def load(self) -> None:
+        """Loads the model now, and not at the first request."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
 
     async def reply(
-        self, messages: Sequence[Message], seed: int, max_tokens: int, temperature: float = 0.0
+        self,
+        messages: Sequence[Message],
+        seed: int,
+        max_tokens: int,
+        temperature: float = 0.0,
+        schema: dict[str, Any] | None = None,
     ) -> ChatResult:
-        """One completion, by its seed instead of its key."""
+        """One completion, by its seed instead of its key; with a JSON schema, one that follows it."""
         future: asyncio.Future[ChatResult] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(messages, seed, max_tokens, temperature, future, time.perf_counter()))
+        self._waiting.append(_Waiting(messages, seed, max_tokens, temperature, schema, future, time.perf_counter()))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await future
@@ -104,25 +118,40 @@ class LocalChat:
                 if not waiting.answer.done():
                     waiting.answer.set_result(result)
 
-    def _generate(self, chosen: list[_Waiting]) -> list[ChatResult]:
+    def _load(self) -> _Loaded:
         if self._loaded is None:
             self._loaded = _Loaded(self.folder, self.device, self.dtype)
+        return self._loaded
+
+    def _generate(self, chosen: list[_Waiting]) -> list[ChatResult]:
+        loaded = self._load()
         found: dict[int, ChatResult] = {}
-        prompts: dict[int, Encoded] = {}
+        rows: dict[int, _Row] = {}
         for n, waiting in enumerate(chosen):
             try:
-                prompts[n] = self._loaded.encode(waiting.messages, waiting.max_tokens)
-            except PromptError as error:
+                matcher = None if waiting.schema is None else loaded.grammars.start(waiting.schema)
+                prompt = loaded.encode(waiting.messages, waiting.max_tokens)
+                rows[n] = _Row(prompt, waiting.seed, waiting.temperature, matcher)
+            except (PromptError, SchemaError) as error:
                 found[n] = ChatResult(Outcome.FAILED, detail=str(error))
-        if prompts:
-            rows = [(prompts[n], chosen[n].seed, chosen[n].temperature) for n in prompts]
+        if rows:
             try:
-                replies = self._loaded.generate(rows, chosen[0].max_tokens, self._stop)
+                replies = loaded.generate(list(rows.values()), chosen[0].max_tokens, self._stop)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 replies = [ChatResult(Outcome.FAILED, detail=f"{type(error).__name__}: {error}"[:500])] * len(rows)
-            found.update(zip(prompts, replies, strict=True))
+            found.update(zip(rows, replies, strict=True))
         now = time.perf_counter()
         return [replace(found[n], latency_s=now - waiting.since) for n, waiting in enumerate(chosen)]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One reply to generate: its prompt, seed, temperature, and the grammar that it follows, if any."""
+
+    prompt: Encoded
+    seed: int
+    temperature: float
+    matcher: Any | None
 
 
 class _Loaded:
@@ -162,6 +191,15 @@ class _Loaded:
         text = self.model.config.get_text_config()
         self.context = int(getattr(text, "max_position_embeddings", 0) or 2**31)
 
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What holds a reply to a schema; made when the first one asks for it.
+
+        Raises:
+            SchemaError: It cannot be made.
+        """
+        return Grammars(self.encoder.tokenizer, sorted(self.ends), self.model.get_output_embeddings().weight.shape[0])
+
     def encode(self, messages: Sequence[Message], max_tokens: int) -> Encoded:
         prompt = self.encoder.encode(messages)
         if prompt.length + max_tokens > self.context:
@@ -172,16 +210,19 @@ class _Loaded:
         return prompt
 
     @torch.no_grad()
-    def generate(
-        self, rows: Sequence[tuple[Encoded, int, float]], max_tokens: int, stop: threading.Event
-    ) -> list[ChatResult]:
+    def generate(self, rows: Sequence[_Row], max_tokens: int, stop: threading.Event) -> list[ChatResult]:
         """Replies to prompts with their seeds and temperatures; what was said is remembered."""
-        prompts = [prompt for prompt, _, _ in rows]
+        prompts = [row.prompt for row in rows]
+        held: list[Any] = (
+            [Constrained([row.matcher for row in rows], sorted(self.ends))]
+            if any(row.matcher is not None for row in rows)
+            else []
+        )
         inputs = {name: value.to(self.model.device) for name, value in batch(prompts, self.pad).items()}
         found = self.model.generate(
             **inputs,
             max_new_tokens=max_tokens,
-            logits_processor=[_Gumbel([(seed, temperature) for _, seed, temperature in rows])],
+            logits_processor=[*held, _Gumbel([(row.seed, row.temperature) for row in rows])],
             stopping_criteria=[lambda ids, scores, **_: torch.full((len(ids),), stop.is_set(), device=ids.device)],
         )
         sampled = found[:, inputs["input_ids"].shape[1] :].tolist()

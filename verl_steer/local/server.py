@@ -86,7 +86,19 @@ def _read(body: Any) -> dict[str, Any]:
         "seed": int(seed or 0) % 2**63,  # what torch's generators take; a larger one would end the whole batch
         "max_tokens": limit,
         "temperature": float(temperature if temperature is not None else 0.0),
+        "schema": _schema(body.get("response_format")),
     }
+
+
+def _schema(response_format: Any) -> dict[str, Any] | None:
+    """The JSON schema that OpenAI's `response_format` asks for, or None: any text."""
+    if response_format is None or response_format == {"type": "text"}:
+        return None
+    named = response_format.get("json_schema") if isinstance(response_format, dict) else None
+    schema = named.get("schema") if isinstance(named, dict) else None
+    if not isinstance(schema, dict) or response_format.get("type") != "json_schema":
+        raise ValueError("response_format must be of type text, or json_schema with json_schema.schema")
+    return schema
 
 
 def _error(status: int, message: str) -> JSONResponse:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from verl_steer.chat.endpoints import ChatConfigError
-from verl_steer.config import SteerConfig
+from verl_steer.config import ConfigError, SteerConfig
 from verl_steer.plugin import checks
 from verl_steer.plugin.doctor import Finding, _compose, _run, _with_searchpath
 from verl_steer.roles.build import build_tutor
@@ -60,9 +60,14 @@ def _sets(path: Path | None, each: int) -> tuple[str, dict[str, Any]]:
 
 
 def _ask(steer: SteerConfig, sets: dict[str, list[Canary]]) -> tuple[str, dict[str, Any]]:
+    if steer.tutor.kind == "managed":
+        raise checks.Problem(
+            "steer.tutor.kind=managed: its servers run only while a training does; serve the model elsewhere and test it there "
+            "with steer.tutor.kind=endpoint"
+        )
     try:
         answers = asyncio.run(_answers(steer, sets))
-    except ChatConfigError as error:
+    except (ChatConfigError, ConfigError) as error:
         raise checks.Problem(f"steer.tutor: {error}") from error
     name = steer.tutor.model or steer.tutor.kind
     total = sum(map(len, answers.values()))

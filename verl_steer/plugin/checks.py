@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from verl_steer.chat.endpoints import ChatConfigError, check_url
+from verl_steer.chat.endpoints import ChatConfigError
 from verl_steer.config import ConfigError, SteerConfig, TutorConfig
 from verl_steer.data.check import check_row
 from verl_steer.data.rows import row_to_script
@@ -28,6 +28,8 @@ from verl_steer.plugin.limits import row_limits
 from verl_steer.plugin.settings import steer_config
 from verl_steer.plugin.version import check_versions
 from verl_steer.records import RecordError
+from verl_steer.roles.build import fallback_of
+from verl_steer.roles.custom import load_tutor_class
 from verl_steer.yoke import Yoke
 
 
@@ -63,7 +65,9 @@ def plugin_loaded(config: DictConfig) -> str:
     estimator = str(OmegaConf.select(config, "algorithm.adv_estimator"))
     if estimator in UNUSABLE:
         raise Problem(f"algorithm.adv_estimator={estimator}: {UNUSABLE[estimator]}")
-    if estimator in MASKABLE:
+    # Only our reward manager masks rollouts; beside another one verl's own estimators see what they expect.
+    ours = str(OmegaConf.select(config, "reward.reward_manager.name")) == "steer"
+    if ours and estimator in MASKABLE:
         raise Problem(
             f"algorithm.adv_estimator={config.algorithm.adv_estimator} lets rollouts without verdicts vote in the baseline; "
             f"use masked_{config.algorithm.adv_estimator}, the same estimator without them"
@@ -87,12 +91,6 @@ def steer_node(config: DictConfig) -> SteerConfig:
     ):
         if name and not os.environ.get(name):
             raise Problem(f"{key}={name}: that environment variable is not set; export it here and on every node")
-    try:
-        # The tutor's are tried by a call; the frozen student may be slow to come up, so only their form is looked at.
-        for url in steer.difficulty.base_urls:
-            check_url(url)
-    except ChatConfigError as error:
-        raise Problem(f"steer.difficulty.{error}") from error
     return steer
 
 
@@ -126,21 +124,33 @@ def model_readable(config: DictConfig, node: str = "actor_rollout_ref.model") ->
     path = OmegaConf.select(config, f"{node}.path")
     if not path:
         raise Problem(f"{node}.path is not set: give the student, a folder or a hub id")
+    trust = bool(OmegaConf.select(config, f"{node}.trust_remote_code", default=False))
+    return readable_model(f"{node}.path", path, trust)
+
+
+def readable_model(key: str, path: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """(tokenizer, processor or None) of a model, a folder or a hub id.
+
+    Raises:
+        Problem: There is none, or it cannot be loaded; names `key`.
+    """
     expanded = Path(path).expanduser()
     looks_local = path.startswith(("/", ".", "~")) or expanded.exists()
     if looks_local and not (expanded / "config.json").is_file():
         raise Problem(
-            f"{node}.path={path}: {'holds no config.json' if expanded.exists() else 'does not exist'}"
+            f"{key}={path}: {'holds no config.json' if expanded.exists() else 'does not exist'}"
             f"{_nearest_path(expanded)}; give a folder saved by save_pretrained, or a hub id"
         )
     from verl.utils.tokenizer import hf_processor, hf_tokenizer
 
-    trust = bool(OmegaConf.select(config, f"{node}.trust_remote_code", default=False))
     source = str(expanded) if looks_local else path
     try:
-        return hf_tokenizer(source, trust_remote_code=trust), hf_processor(source, trust_remote_code=trust)
+        return (
+            hf_tokenizer(source, trust_remote_code=trust_remote_code),
+            hf_processor(source, trust_remote_code=trust_remote_code),
+        )
     except (OSError, ValueError) as error:
-        raise Problem(f"{node}.path={path}: tokenizer or processor cannot be loaded: {error}") from error
+        raise Problem(f"{key}={path}: tokenizer or processor cannot be loaded: {error}") from error
 
 
 def data_files(config: DictConfig, optional: tuple[str, ...] = ()) -> list[tuple[str, Path]]:
@@ -218,41 +228,59 @@ def yoked_records(config: DictConfig, steer: SteerConfig) -> str:
 def tutor_answers(steer: SteerConfig, image: ImageRef) -> dict[str, Any]:
     """The tutor gives a schema-true assessment of a dialogue with a picture, and so does a fallback judge.
 
+    A managed tutor is not up yet: it is asked as soon as it is (`managed.py`). One of the user's own is only built.
+
     Returns:
-        latency_s, calls, prompt_tokens and completion_tokens of one assessment by the tutor.
+        latency_s, calls, prompt_tokens and completion_tokens of one assessment by the tutor; zeros if none was asked for.
     """
-    if steer.tutor.kind != "endpoint":
+    tutor = steer.tutor
+    if tutor.kind == "custom":
+        try:
+            load_tutor_class(tutor.custom)
+        except ConfigError as error:
+            raise Problem(str(error)) from error
+    if tutor.kind in ("endpoint", "managed") and tutor.fallback:
+        asyncio.run(assessment_of(fallback_of(tutor), "steer.tutor.fallback", image))
+    if tutor.kind != "endpoint":
         return {"latency_s": 0.0, "calls": 0, "prompt_tokens": 0, "completion_tokens": 0}
-    from verl_steer.roles.build import fallback_of
+    return asyncio.run(assessment_of(tutor, "steer.tutor", image))
+
+
+async def assessment_of(config: TutorConfig, node: str, image: ImageRef) -> dict[str, Any]:
+    """What one assessment by an endpoint costs.
+
+    Args:
+        config: Of the tutor, kind `endpoint`.
+        node: Its name in the configuration, for messages.
+        image: The picture to ask about.
+
+    Raises:
+        Problem: No server offers the model, or it gave no usable assessment.
+    """
     from verl_steer.roles.endpoint_tutor import EndpointTutor
 
-    async def ask(config: TutorConfig, node: str) -> dict[str, Any]:
-        try:
-            tutor = EndpointTutor(dataclasses.replace(config, audit_dir=None), max_concurrency=1)
-        except ChatConfigError as error:
-            raise Problem(f"{node}: {error}") from error
-        try:
-            fault = await tutor.ping()
-            if fault is not None:
-                raise Problem(f"{node}: {fault}")
-            found = await tutor.probe(image)
-        finally:
-            await tutor.aclose()
-        if not found.verdict.scored:
-            raise Problem(
-                f"{node}.model={config.model} gave no usable assessment of a sample picture "
-                f"({found.verdict.outcome.value}): {found.verdict.reason}. Is it a vision model, served with structured output?"
-            )
-        return {
-            "latency_s": found.latency_s,
-            "calls": found.calls,
-            "prompt_tokens": found.prompt_tokens,
-            "completion_tokens": found.completion_tokens,
-        }
-
-    if steer.tutor.fallback:
-        asyncio.run(ask(fallback_of(steer.tutor), "steer.tutor.fallback"))
-    return asyncio.run(ask(steer.tutor, "steer.tutor"))
+    try:
+        tutor = EndpointTutor(dataclasses.replace(config, audit_dir=None), max_concurrency=1)
+    except ChatConfigError as error:
+        raise Problem(f"{node}: {error}") from error
+    try:
+        fault = await tutor.ping()
+        if fault is not None:
+            raise Problem(f"{node}: {fault}")
+        found = await tutor.probe(image)
+    finally:
+        await tutor.aclose()
+    if not found.verdict.scored:
+        raise Problem(
+            f"{node}.model={config.model} gave no usable assessment of a sample picture "
+            f"({found.verdict.outcome.value}): {found.verdict.reason}. Is it a vision model, served with structured output?"
+        )
+    return {
+        "latency_s": found.latency_s,
+        "calls": found.calls,
+        "prompt_tokens": found.prompt_tokens,
+        "completion_tokens": found.completion_tokens,
+    }
 
 
 def _read(key: str, path: Path) -> Iterable[dict[str, Any]]:

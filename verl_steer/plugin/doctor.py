@@ -15,7 +15,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_steer.plugin import arithmetic, checks, geometry, lora, memory
+from verl_steer.plugin import arithmetic, checks, geometry, gpus, lora, memory
+from verl_steer.plugin.preflight import managed_tutor
 from verl_steer.plugin.sample import sample_image
 from verl_steer.plugin.version import SUPPORTED, UnsupportedVersionError, installed
 
@@ -31,6 +32,13 @@ SHOWN = (
     "numpy",
     "qwen-vl-utils",
 )
+
+#: What is known of a tutor that cannot be asked now.
+_WITHOUT_CALL = {
+    "microworld": "microworld: rules in this process, no calls",
+    "custom": "custom: {tutor.custom.name} of {tutor.custom.path}, not called",
+    "managed": "managed: {managed.servers} server(s) of {managed.engine} on {managed.gpus} GPU(s), asked when the run has started them",
+}
 
 
 @dataclass
@@ -64,6 +72,7 @@ def run_doctor(overrides: list[str], config_dir: Path | None = None) -> list[Fin
     _run(findings, "plugin in this process", lambda: (checks.plugin_loaded(config), {}))
     _run(findings, "plugin in a Ray worker", lambda: (_ray_worker(config), {}))
     _run(findings, "device and rollout", lambda: _device(config))
+    _run(findings, "GPUs", lambda: _gpus(config))
     batches = _run(findings, "batches", lambda: (arithmetic.batches_divide(config), {}))
     _run(findings, "output folders", lambda: (checks.output_writable(config), {}))
     steer = _run(findings, "steer node", lambda: ("valid", {"value": checks.steer_node(config)}))
@@ -201,6 +210,14 @@ def _device(config: DictConfig) -> tuple[str, dict[str, Any]]:
     return f"{device} ({count} GPUs seen), rollout {rollout}", facts
 
 
+def _gpus(config: DictConfig) -> tuple[str, dict[str, Any]]:
+    """Who takes how many; a tutor served by the run itself must find room beside the student."""
+    facts = {share.who: share.gpus for share in gpus.shares(config)}
+    if OmegaConf.select(config, "steer.tutor.kind") != "managed":
+        return gpus.describe(config), facts
+    return gpus.check_room(config), facts
+
+
 def _world(config: DictConfig, findings: list[Finding]) -> None:
     from verl_steer.plugin.resolvers import uses_embedded_student, world_paths
 
@@ -246,9 +263,11 @@ def _data(config: DictConfig, steer: Any, model: dict[str, Any]) -> tuple[str, d
 
 
 def _tutor(config: DictConfig, steer: Any, rows: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    if steer.tutor.kind == "managed":
+        managed_tutor(config, steer.tutor)
     one = checks.tutor_answers(steer, sample_image())
     if steer.tutor.kind != "endpoint":
-        return f"{steer.tutor.kind}: rules in this process, no calls", {}
+        return _WITHOUT_CALL[steer.tutor.kind].format(tutor=steer.tutor, managed=steer.tutor.managed), {}
     facts: dict[str, Any] = dict(one)
     detail = f"{steer.tutor.model}: a schema-true assessment of a picture in {one['latency_s']:.1f} s"
     if rows:

@@ -11,9 +11,10 @@ import sys
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from verl_steer.plugin import arithmetic, checks, fingerprint, geometry, lora
+from verl_steer.config import TutorConfig
+from verl_steer.plugin import arithmetic, checks, fingerprint, geometry, gpus, lora, managed
 from verl_steer.plugin.resolvers import uses_embedded_student, world_place
 from verl_steer.plugin.sample import sample_image
 from verl_steer.plugin.version import UnsupportedVersionError
@@ -51,6 +52,8 @@ def run_preflight(config: DictConfig) -> None:
     counts = checks.rows_usable(config, steer, tokenizer, processor)
     arithmetic.enough_rows(config, counts["train"])
     checks.yoked_records(config, steer)
+    if steer.tutor.kind == "managed":
+        managed_tutor(config, steer.tutor)
     checks.tutor_answers(steer, sample_image())
     mine = fingerprint.fingerprint(config, [path for key, path in files if key == "data.train_files"])
     start = fingerprint.check_resume(config, mine)
@@ -60,3 +63,22 @@ def run_preflight(config: DictConfig) -> None:
         f"verl_steer: {batches}",
         flush=True,
     )
+
+
+def managed_tutor(config: DictConfig, tutor: TutorConfig) -> str:
+    """A tutor that the run is to serve itself can be started: its model is there, the cluster has room, somebody starts it.
+
+    Raises:
+        Problem: It cannot.
+    """
+    checks.readable_model(
+        "steer.tutor.managed.path", str(tutor.managed.path or tutor.model), tutor.managed.trust_remote_code
+    )
+    managed.rollout_config(tutor)
+    starter = str(OmegaConf.select(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class"))
+    if not starter.startswith("verl_steer."):
+        raise checks.Problem(
+            f"steer.tutor.kind=managed, but actor_rollout_ref.rollout.agent.agent_loop_manager_class={starter} starts no tutor; "
+            "set verl_steer.plugin.worker.SteerAgentLoopManager"
+        )
+    return gpus.check_room(config)

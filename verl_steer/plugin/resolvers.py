@@ -34,7 +34,7 @@ def uses_embedded_student(root: DictConfig) -> bool:
 
 
 def register_all() -> None:
-    """Registers `steer.world`, `.embedded`, `.cpu`, `.estimator`, `.sampler`, `.when`, `.any` and `.sum`; safe to call again."""
+    """Registers `steer.world`, `.embedded`, `.cpu`, `.estimator`, `.sampler`, `.when`, `.any`, `.sum`, `.sampler` and `.gpus`; safe to call again."""
 
     def world(name: str, _root_: DictConfig) -> str:
         return str(getattr(world_paths(_root_), name))
@@ -53,12 +53,17 @@ def register_all() -> None:
     def when(condition: Any, then: Any, otherwise: Any) -> Any:
         return then if condition else otherwise
 
+    def gpus(_root_: DictConfig) -> int:
+        # checks.py stands on verl, which loads this module while it is loading itself.
+        return int(importlib.import_module("verl_steer.plugin.gpus").needed(_root_))
+
     def sampler(trainer_mode: str) -> str:
         return "SteerReplayBuffer" if trainer_mode == "sync" else "SteerReplayBufferAsync"
 
     OmegaConf.register_new_resolver("steer.when", when, replace=True)
     OmegaConf.register_new_resolver("steer.any", lambda *values: any(values), replace=True)
     OmegaConf.register_new_resolver("steer.sum", lambda *values: sum(values), replace=True)
+    OmegaConf.register_new_resolver("steer.gpus", gpus, replace=True)
     OmegaConf.register_new_resolver("steer.sampler", sampler, replace=True)
     OmegaConf.register_new_resolver("steer.estimator", estimator, replace=True)
     OmegaConf.register_new_resolver("steer.world", world, replace=True)

@@ -21,9 +21,9 @@ import torch
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
 from verl_steer.chat.outage import ModelOutage
-from verl_steer.plugin import outage
+from verl_steer.plugin import managed, outage
 from verl_steer.plugin.opening import Once
-from verl_steer.plugin.settings import number_worker
+from verl_steer.plugin.settings import number_worker, steer_config
 
 LOOP_ONLY = (
     "steer",
@@ -166,6 +166,11 @@ class SteerAgentLoopManager(AgentLoopManagerTQ):
         self.agent_loop_workers_class = ray.remote(SteerAgentLoopWorker)
 
     async def _init_agent_loop_workers(self) -> None:
+        tutor = steer_config(self.config).tutor
+        if tutor.kind == "managed":
+            # Held here: the servers live as long as somebody holds them.
+            self.tutor_replicas = await managed.start(tutor)
+            self.config = await managed.hand_over(self.config, tutor, self.tutor_replicas)
         await super()._init_agent_loop_workers()
         workers = self.agent_loop_workers
         await asyncio.gather(*(w.take_number.remote(i, len(workers)) for i, w in enumerate(workers)))

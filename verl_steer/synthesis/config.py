@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from verl_steer.chat.endpoints import ChatConfigError, check_url
-from verl_steer.checked import ConfigError, fraction, not_negative, one_of, parse, positive, variable_name
+from verl_steer.checked import ConfigError, fraction, http_urls, not_negative, one_of, parse, positive, variable_name
 from verl_steer.config_models import TutorConfig
 from verl_steer.dialogue import MAX_TURNS
 from verl_steer.roles.success import KEPT_FROM
@@ -78,11 +77,7 @@ class Endpoint:
             )
         if not self.model:
             raise ConfigError(f"{where}.model is empty: give the name under which the server offers the model")
-        for url in self.base_urls:
-            try:
-                check_url(url)
-            except ChatConfigError as error:
-                raise ConfigError(f"{where}.{error}") from error
+        http_urls(f"{where}.base_urls", self.base_urls)
 
 
 @dataclass(frozen=True)

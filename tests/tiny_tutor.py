@@ -15,8 +15,10 @@ import json
 from pathlib import Path
 
 from tiny_model import build_tiny_vlm
-from vllm_server import MAX_TOKENS
 
+from verl_steer.torchvision_ops import ensure_torchvision
+
+MAX_TOKENS = 16_384  # a tutor's rubric alone is 4,500 tokens for a tokenizer of bytes
 _DIMENSION = 0
 _EMBEDDED = 4.0  # of the order of what the scaled layers add to the other dimensions
 _LAYER_SCALE = 10.0  # from transformers' 0.02 to 0.2, about 1.6 / sqrt(width): layers that mix
@@ -26,6 +28,7 @@ _BIAS = {'"': 4.0} | dict.fromkeys("0123459", -20.0)
 
 def build_tiny_tutor(path: Path) -> Path:
     """Writes the tutor's folder and returns it."""
+    ensure_torchvision()
     import torch
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
