@@ -18,6 +18,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -64,6 +65,8 @@ def main() -> int:
     given = parser.parse_args()
     if given.steps < 2:
         parser.error("--steps: at least 2, since the first is not counted")
+    # A run lives in a session of its own: it must not outlive a benchmark that is told to stop.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     small = given.tiny
     given.seeds, given.reply = given.seeds or (4 if small else 16), given.reply or (12 if small else 128)
     given.tutor_s = given.tutor_s or (0.05 if small else 1.0)
