@@ -18,6 +18,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import pyarrow as pa
+import pyarrow.parquet as pq
 from gpu_doc import write_figures
 from gpu_student import build_student
 from main_ppo import main_ppo, series
@@ -64,6 +67,8 @@ def main() -> int:
     given = parser.parse_args()
     if given.steps < 2:
         parser.error("--steps: at least 2, since the first is not counted")
+    # A run lives in a session of its own: it must not outlive a benchmark that is told to stop.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     small = given.tiny
     given.seeds, given.reply = given.seeds or (4 if small else 16), given.reply or (12 if small else 128)
     given.tutor_s = given.tutor_s or (0.05 if small else 1.0)
@@ -94,6 +99,10 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     student = build_student(folder / "student", geometry, bf16=count > 0)
     scripts = [harness.script(n, given.turns, side=112) for n in range(given.seeds * given.steps)]
     write_rows([script_to_row(script, n, "rl") for n, script in enumerate(scripts)], folder / "rl.parquet")
+    # verl sends a row to the loop that its `agent_name` names: the single-turn loop's rows name none.
+    kept = ("data_source", "prompt", "images", "reward_model", "extra_info")
+    plain = [{key: script_to_row(script, n, "rl")[key] for key in kept} for n, script in enumerate(scripts)]
+    pq.write_table(pa.Table.from_pylist(plain), folder / "single.parquet")
     (folder / "reward.py").write_text(REWARD)
     runs = {}
     for rollout in given.rollouts:
@@ -147,6 +156,7 @@ def single_turn_overrides(given: argparse.Namespace, folder: Path) -> list[str]:
     """verl alone: one reply of as many tokens as a dialogue's replies together, its own grpo."""
     return [
         "+recipe=steer_cpu",
+        *(f"data.train_files={folder}/single.parquet", f"data.val_files={folder}/single.parquet"),
         *("data.max_prompt_length=512", f"data.max_response_length={given.turns * given.reply}"),
         "data.filter_overlong_prompts=false",
         "actor_rollout_ref.rollout.ignore_eos=true",

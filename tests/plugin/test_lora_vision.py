@@ -39,6 +39,8 @@ def test_an_adapter_that_vllm_would_drop_in_part_is_refused_before_ray(folder: P
         adapter_reaches_rollout(_run(everywhere), student)
     adapter_reaches_rollout(_run(everywhere, "actor_rollout_ref.model.lora.merge=true"), student)
     adapter_reaches_rollout(_run(everywhere, "actor_rollout_ref.model.lora_rank=0"), student)
+    tower = "+actor_rollout_ref.rollout.engine_kwargs.vllm.enable_tower_connector_lora=true"
+    adapter_reaches_rollout(_run(everywhere, tower), student)
 
 
 def test_all_linear_adapts_the_layers_that_peft_adapts(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """LoRA under vLLM: an adapter in the vision tower would be trained and never used.
 
-vLLM wraps the language model's layers only, unless `enable_tower_connector_lora` is set
-(vllm/lora/model_manager.py:209, :424), which verl never does (vllm_async_server.py:427); adapter weights of
-other layers are dropped without an error (model_manager.py:339). docs/upstream/lora_vllm.md has the figures.
+vLLM 0.28 wraps the language model's layers only, unless `enable_tower_connector_lora` is set
+(vllm/lora/model_manager.py:209, :424), which verl does not do by itself (vllm_async_server.py:427); adapter weights
+of other layers are dropped without an error (model_manager.py:339). docs/upstream/lora_vllm.md has the figures.
 """
 
 from __future__ import annotations
@@ -30,15 +30,20 @@ def adapter_reaches_rollout(config: DictConfig, student: Any) -> str:
     merged = bool(OmegaConf.select(config, "actor_rollout_ref.model.lora.merge", default=False))
     if rank == 0:
         return "no LoRA"
-    if merged or str(config.actor_rollout_ref.rollout.name) != "vllm" or not hasattr(student, "vision_config"):
+    # verl hands `engine_kwargs.vllm` to vLLM's command line.
+    tower = OmegaConf.select(
+        config, "actor_rollout_ref.rollout.engine_kwargs.vllm.enable_tower_connector_lora", default=False
+    )
+    if tower or merged or str(config.actor_rollout_ref.rollout.name) != "vllm" or not hasattr(student, "vision_config"):
         return f"LoRA of rank {rank}"
     lost = vision_layers(measure(student), model.target_modules, model.exclude_modules)
     if lost:
         raise Problem(
             f"actor_rollout_ref.model.lora_rank={rank} puts adapters into {len(lost)} layers of the vision tower (the first: "
             f"{lost[0]}), which vLLM does not apply: replies would be sampled from another model than the one that is trained. "
-            "Set actor_rollout_ref.model.exclude_modules=.*visual.* (as steer_grpo_7b_lora does), or "
-            "actor_rollout_ref.model.lora.merge=true"
+            "Set actor_rollout_ref.model.exclude_modules=.*visual.* (as steer_grpo_7b_lora does), "
+            "actor_rollout_ref.model.lora.merge=true, or, experimental in vLLM, "
+            "+actor_rollout_ref.rollout.engine_kwargs.vllm.enable_tower_connector_lora=true"
         )
     return f"LoRA of rank {rank}, in the language model only"
 
