@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_steer.plugin import arithmetic, checks, geometry, gpus, lora, memory
+from verl_steer.plugin.demand import demand
 from verl_steer.plugin.preflight import managed_tutor
 from verl_steer.plugin.sample import sample_image
 from verl_steer.plugin.version import SUPPORTED, UnsupportedVersionError, installed
@@ -271,31 +272,12 @@ def _tutor(config: DictConfig, steer: Any, rows: dict[str, Any] | None) -> tuple
     facts: dict[str, Any] = dict(one)
     detail = f"{steer.tutor.model}: a schema-true assessment of a picture in {one['latency_s']:.1f} s"
     if rows:
-        facts |= _demand(config, steer, rows, one)
+        facts |= demand(config, steer, rows, one)
         detail += (
             f"; the run asks about {facts['run_calls']:,} calls, {facts['run_tokens']:,} tokens,"
             f" {facts['run_hours']:.1f} h at {steer.tutor.max_concurrency} at a time"
         )
     return detail, facts
-
-
-def _demand(config: DictConfig, steer: Any, rows: dict[str, Any], one: dict[str, Any]) -> dict[str, Any]:
-    """Calls, tokens and hours of the whole run at the latency measured for one short call."""
-    used, validation = rows["train"], rows["validation"]
-    steps = config.trainer.total_training_steps or used // config.data.train_batch_size * config.trainer.total_epochs
-    turns = rows["turns"] / max(1, used + validation)
-    validations = int(bool(config.trainer.val_before_train))
-    if config.trainer.test_freq > 0:
-        validations += max(1, steps // config.trainer.test_freq)
-    dialogues = steps * config.data.train_batch_size * config.actor_rollout_ref.rollout.n
-    dialogues += validations * validation * config.actor_rollout_ref.rollout.val_kwargs.n
-    calls = round(dialogues * turns)
-    tokens = calls * (one["prompt_tokens"] + one["completion_tokens"])
-    return {
-        "run_calls": calls,
-        "run_tokens": tokens,
-        "run_hours": calls * one["latency_s"] / steer.tutor.max_concurrency / 3600,
-    }
 
 
 def _workarounds() -> Finding:
