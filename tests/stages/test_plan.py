@@ -24,6 +24,7 @@ def test_sizes_are_set_by_name_and_checked():
         ("rl_steps=0", "positive int"),
         ("rl_steps=1.5", "positive int"),
         ("rl_steps", "give name=number"),
+        ("rl_batch=2", "give a multiple of 4"),
         ("sft_pairs=3", "sft_batch=16 are needed"),
     ):
         with pytest.raises(PlanError, match=message):

@@ -214,6 +214,10 @@ def sized(sizes: Sizes, settings: Sequence[str]) -> Sizes:
             raise PlanError(f"--set {setting}: must be a positive {types[name].__name__}")
         else:
             sizes = replace(sizes, **{name: types[name](number)})
+    if sizes.rl_batch % 4:
+        raise PlanError(
+            f"rl_batch={sizes.rl_batch}: five rollouts each must fill micro-batches of 20; give a multiple of 4"
+        )
     if 2 * sizes.sft_pairs < sizes.sft_batch:
         raise PlanError(
             f"sft_pairs={sizes.sft_pairs} make {2 * sizes.sft_pairs} dialogues, sft_batch={sizes.sft_batch} are needed"
