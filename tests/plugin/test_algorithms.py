@@ -253,7 +253,10 @@ def assert_masked_rollouts_had_no_influence(algorithm, found: Seen) -> None:
             assert len(kept) > 0, "every rollout is masked"
             mask, rewards = as_tokens(kept)
             uids = np.array([r["uid"] for r in kept], dtype=object)
-            advantage.group_facts.replace({r["uid"]: (r["kind"], r["planned_turns"]) for r in records})
+            advantage.group_facts.replace(
+                {r["uid"]: (r["kind"], r["planned_turns"]) for r in records},
+                {r["uid"]: r["greedy_return"] for r in records if "greedy_return" in r},
+            )
             values, _ = estimator(token_level_rewards=rewards, response_mask=mask, index=uids, config=algorithm)
             valid = values[mask.bool()]
             for name, expected in (("max", valid.max()), ("min", valid.min()), ("mean", valid.mean())):
