@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from verl_steer.stages import plan
+from verl_steer.stages import commandlines, plan
 from verl_steer.stages.plan import ARMS, FULL, Place, PlanError
 
 
@@ -45,7 +45,7 @@ def test_every_arm_differs_from_full_by_what_it_says_alone(tmp_path):
     place = Place(tmp_path, 3)
 
     def settings(name: str) -> dict[str, str]:
-        command = plan.rl_command(place, ARMS[name], FULL, tmp_path / ARMS[name].start)
+        command = commandlines.rl_command(place, ARMS[name], FULL, tmp_path / ARMS[name].start)
         return dict(part.split("=", 1) for part in command if "=" in part)
 
     full = settings("full")
@@ -84,7 +84,7 @@ def test_every_arm_composes_and_keeps_the_embedded_sizes(name, tmp_path):
             config = compose("ppo_trainer", overrides=["+recipe=steer_grpo", *overrides])
         return OmegaConf.to_container(config, resolve=True)
 
-    command = plan.rl_command(Place(tmp_path, 3), ARMS[name], FULL, tmp_path / "student")
+    command = commandlines.rl_command(Place(tmp_path, 3), ARMS[name], FULL, tmp_path / "student")
     config = composed(*command[command.index("+recipe=steer_grpo") + 1 :])
     steer = SteerConfig.from_mapping(config["steer"])
     assert steer.tutor.kind == "microworld" and steer.seed == 3
@@ -116,5 +116,5 @@ def leaves(node, path=""):
 
 
 def test_a_command_is_shown_without_the_interpreter_s_path(tmp_path):
-    shown = plan.described(plan.world_command(Place(tmp_path, 1), FULL))
+    shown = commandlines.described(commandlines.world_command(Place(tmp_path, 1), FULL))
     assert shown.startswith("python -m verl_steer.stages.world ") and "'{" in shown

@@ -10,8 +10,9 @@ from stages_results import result
 
 from verl_steer.stages import plan
 from verl_steer.stages import result as results
+from verl_steer.stages.console import Task
 from verl_steer.stages.plan import ARMS, FAST
-from verl_steer.stages.runner import Runner, StepError, Task
+from verl_steer.stages.runner import Runner, StepError
 
 
 @pytest.fixture

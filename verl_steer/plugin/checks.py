@@ -1,6 +1,4 @@
-"""Everything that can be wrong before a run, one function each.
-
-`preflight.py` runs them and stops at the first failure, `doctor.py` runs them all and prints a
+"""Everything that can be wrong before a run, one function each. `preflight.py` runs them and stops at the first failure, `doctor.py` runs them all and prints a
 table. A check returns what it found; it raises `Problem` with what is wrong, where, and what to do.
 """
 
@@ -18,6 +16,7 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from verl_steer.chat.endpoints import ChatConfigError
+from verl_steer.checked import nearest
 from verl_steer.config import ConfigError, SteerConfig, TutorConfig
 from verl_steer.data.check import check_row
 from verl_steer.data.rows import row_to_script
@@ -60,7 +59,7 @@ def plugin_loaded(config: DictConfig) -> str:
         name = str(OmegaConf.select(config, key))
         if name not in registry and name not in ("gae", "grpo"):
             raise Problem(
-                f"{key}={name} is not registered{_nearest(name, registry)}; is verl_steer installed in this environment?"
+                f"{key}={name} is not registered{nearest(name, registry)}; is verl_steer installed in this environment?"
             )
     estimator = str(OmegaConf.select(config, "algorithm.adv_estimator"))
     if estimator in UNUSABLE:
@@ -290,11 +289,6 @@ def _read(key: str, path: Path) -> Iterable[dict[str, Any]]:
             yield from batch.to_pylist()
     except (OSError, ValueError) as error:
         raise Problem(f"{key}: {path} cannot be read as parquet: {error}") from error
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _nearest_path(path: Path) -> str:

@@ -54,7 +54,8 @@ def _guarded(action: Any) -> Any:
 
 def _run(arguments: argparse.Namespace) -> int:
     from verl_steer.stages import plan
-    from verl_steer.stages.runner import Runner, progress
+    from verl_steer.stages.console import progress
+    from verl_steer.stages.runner import Runner
 
     if arguments.jobs < 1:
         raise plan.PlanError(f"--jobs {arguments.jobs}: give 1 or more")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from verl_steer.stages import pictures
@@ -28,6 +28,7 @@ from verl_steer.stages.contrasts import (
 )
 from verl_steer.stages.plan import ARMS, CONFIRMATORY_SEEDS
 from verl_steer.stages.result import Result, read_all
+from verl_steer.stages.tables import interval, number, table
 from verl_steer.whole import write_text
 
 _UNKNOWN = "–"
@@ -127,11 +128,6 @@ def _seeds(seeds: Sequence[int]) -> str:
 # -- tables ---------------------------------------------------------------------------------------------
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
 def _arms(runs: Runs) -> str:
     head = ["arm", "seeds", *(OUTCOMES[name][0] for name in _COLUMNS)]
     rows = [
@@ -141,29 +137,19 @@ def _arms(runs: Runs) -> str:
     for name, constant in runs.constants.items():
         rows.append([f"always: {name}", _UNKNOWN, *(_one(constant, column) for column in _COLUMNS)])
     note = "Means over seeds with 95 % t intervals; rates in points of a hundred. A constant policy says the same whatever is asked."
-    return f"{_table(head, rows)}\n\n{note}"
+    return f"{table(head, rows)}\n\n{note}"
 
 
 def _one(result: Result, outcome: str) -> str:
     value = OUTCOMES[outcome][1](result)
-    return _UNKNOWN if value is None else _number(value, outcome)
+    return _UNKNOWN if value is None else number(value, outcome)
 
 
 def _mean(values: Mapping[int, float], outcome: str) -> str:
     centre, low, high = mean_interval(values)
     if math.isnan(centre):
         return _UNKNOWN
-    return f"{_number(centre, outcome)} {_interval(low, high, outcome)}"
-
-
-def _number(value: float, outcome: str, sign: str = "") -> str:
-    return f"{100 * value:{sign}.1f}" if OUTCOMES[outcome][2] else f"{value:{sign}.3f}"
-
-
-def _interval(low: float, high: float, outcome: str) -> str:
-    if math.isinf(low):
-        return "[one seed]"
-    return f"[{_number(low, outcome)}, {_number(high, outcome)}]"
+    return f"{number(centre, outcome)} {interval(low, high, outcome)}"
 
 
 def _contrasts(found: Sequence[Found], corrected: bool = False) -> str:
@@ -176,7 +162,7 @@ def _contrasts(found: Sequence[Found], corrected: bool = False) -> str:
         c = f.contrast
         row = [f"{c.second} − {c.first}", OUTCOMES[c.outcome][0], str(len(f.seeds))]
         if f.seeds:
-            row += [_number(f.value, c.outcome, "+"), _interval(f.low, f.high, c.outcome), _p(f.p)]
+            row += [number(f.value, c.outcome, "+"), interval(f.low, f.high, c.outcome), _p(f.p)]
         else:
             row += ["missing", _UNKNOWN, _UNKNOWN]
         row += [_p(f.holm)] if corrected else []
@@ -185,7 +171,7 @@ def _contrasts(found: Sequence[Found], corrected: bool = False) -> str:
         rows.append(row)
     floor = min((len(f.seeds) for f in found if f.seeds), default=0)
     note = f"\n\nWith {floor} seeds no p value can be below {2 / 2**floor:.3g}." if floor else ""
-    return _table(head, rows) + note
+    return table(head, rows) + note
 
 
 def _p(value: float) -> str:
@@ -195,7 +181,7 @@ def _p(value: float) -> str:
 def _goal(contrast: Contrast) -> str:
     if contrast.goal is None:
         return _UNKNOWN
-    return "> 0" if contrast.goal == 0 else f"≥ {_number(contrast.goal, contrast.outcome)}"
+    return "> 0" if contrast.goal == 0 else f"≥ {number(contrast.goal, contrast.outcome)}"
 
 
 def _reached(found: Found) -> str:
@@ -259,7 +245,7 @@ def _survival(runs: Runs) -> str:
         rows.append(row)
     if rows:
         parts.append("Share still safe at the end, by kind and planned length, pooled over seeds:")
-        parts.append(_table(["stratum", "base", "sft", "full"], rows))
+        parts.append(table(["stratum", "base", "sft", "full"], rows))
     return "\n\n".join(parts)
 
 
@@ -308,6 +294,6 @@ def _how(runs: Runs) -> str:
     return (
         f"World {first.world_hash}, bench {first.bench_sha256[:12]} ({first.dialogues} dialogues, {first.turns} turns). {versions}.\n\n"
         f"Sizes: {sizes}.\n\nMinutes a run (world and sft are shared by the arms of a seed):\n\n"
-        f"{_table(['arm', 'world', 'sft', 'rl', 'bench'], rows)}\n\n"
+        f"{table(['arm', 'world', 'sft', 'rl', 'bench'], rows)}\n\n"
         f"Commands of {shown.name}:\n\n```bash\n{commands}\n```"
     )

@@ -1,4 +1,4 @@
-"""What is run: sizes, arms, and the command line of every step. Pure: nothing here starts anything.
+"""What is run: sizes, arms and places. Pure: nothing here starts anything; `commandlines.py` has what is started.
 
 An arm is what is varied. All arms of a seed share the base student, the SFT student they start from, the rows and their order,
 the bench, and the tutor's random numbers; so a difference between two arms of one seed is a paired one.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 from verl_steer.checked import nearest
 
-SFT_MODULE, RL_MODULE = "verl.trainer.sft_trainer", "verl.trainer.main_ppo"
 DEV_SEEDS, CONFIRMATORY_SEEDS = tuple(range(100, 105)), tuple(range(10))
 
 
@@ -49,10 +47,10 @@ class Sizes:
     sft_batch: int = 16
     sft_lr: float = 3e-4
     rl_pairs: int = 400
-    rl_steps: int = 60
-    rl_batch: int = 8
+    rl_steps: int = 36
+    rl_batch: int = 16
     rl_lr: float = 1e-4
-    test_freq: int = 20
+    test_freq: int = 12
     curve_pairs: int = 40
     bench_pairs: int = 200
 
@@ -124,6 +122,7 @@ EMBEDDED: tuple[str, ...] = (
     "data.max_prompt_length=96",
     "data.max_response_length=512",
     "data.dataloader_num_workers=0",
+    "actor_rollout_ref.actor.optim.lr_scheduler_type=cosine",
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=20",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=20",
     "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
@@ -229,104 +228,6 @@ def config_hash(arm: Arm, sizes: Sizes) -> str:
     """Twelve hex digits that change with the arm, any size and any override; not with a seed or a path."""
     plan = {"arm": asdict(arm) | {"label": ""}, "sizes": asdict(sizes), "embedded": EMBEDDED}
     return hashlib.sha256(json.dumps(plan, sort_keys=True, default=dict).encode()).hexdigest()[:12]
-
-
-def world_command(place: Place, sizes: Sizes) -> list[str]:
-    """Warms the base student and writes the seed's rows."""
-    return [
-        *(sys.executable, "-m", "verl_steer.stages.world", str(place.root), str(place.seed)),
-        json.dumps(asdict(sizes), sort_keys=True, default=dict),
-    ]
-
-
-def sft_command(place: Place, sizes: Sizes) -> list[str]:
-    """Stage II, by verl's own SFT trainer."""
-    return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=1"),
-        *("-m", SFT_MODULE, "+recipe=steer_sft"),
-        f"model.path={place.base.resolve()}",
-        f"data.train_files={place.rows('sft')}",
-        f"data.seed={place.seed}",
-        f"data.train_batch_size={sizes.sft_batch}",
-        "data.max_length=1024",
-        "data.max_token_len_per_gpu=8192",
-        f"optim.lr={sizes.sft_lr}",
-        f"trainer.total_epochs={sizes.sft_epochs}",
-        "trainer.save_freq=-1",
-        f"trainer.default_local_dir={place.sft}",
-    ]
-
-
-def rl_command(place: Place, arm: Arm, sizes: Sizes, student: Path) -> list[str]:
-    """Stage III of an arm, by verl's own main_ppo."""
-    if arm.overrides is None:
-        raise PlanError(f"{arm.name} is not trained")
-    batch = sizes.rl_batch * (TURNS_A_SCRIPT if arm.rows == "single" else 1)
-    yoked = (f"steer.dialogue.yoked_to={place.arm(arm.needs) / 'records'}",) if arm.needs else ()
-    return [
-        *(sys.executable, "-m", RL_MODULE, "+recipe=steer_grpo"),
-        *EMBEDDED,
-        f"actor_rollout_ref.model.path={student}",
-        f"actor_rollout_ref.actor.optim.lr={sizes.rl_lr}",
-        f"data.train_files={place.rows(arm.rows)}",
-        f"data.val_files={place.rows('probe')}",
-        f"data.train_batch_size={batch}",
-        f"data.seed={place.seed}",
-        f"trainer.total_training_steps={sizes.rl_steps}",
-        f"trainer.total_epochs={_epochs(sizes)}",
-        f"trainer.save_freq={sizes.test_freq}",
-        f"trainer.test_freq={sizes.test_freq}",
-        "trainer.max_actor_ckpt_to_keep=1",
-        f"trainer.default_local_dir={place.arm(arm.name)}",
-        *arm.overrides,
-        *yoked,
-    ]
-
-
-def bench_commands(place: Place, name: str, student: Path) -> list[list[str]]:
-    """Plays the held-out bench with a student and lets the oracle judge it."""
-    verl_steer = (sys.executable, "-m", "verl_steer.cli", "bench")
-    out = str(place.played(name))
-    size = ("--max-tokens", "24", "--batch-size", "64", "--concurrency", "64", "--device", "cpu")
-    return [
-        [*verl_steer, "run", str(place.bench), "--out", out, "--checkpoint", str(student), "--name", name, *size],
-        judge_command(place.played(name)),
-    ]
-
-
-def judge_command(folder: Path) -> list[str]:
-    """The oracle's verdicts on a bench run."""
-    return [sys.executable, "-m", "verl_steer.cli", "bench", "judge", str(folder), "--judge", "microworld-oracle"]
-
-
-def constant_commands(root: Path) -> list[list[str]]:
-    """The policies that always say the same, on the same bench."""
-    place = Place(root, -1)
-    verl_steer = (sys.executable, "-m", "verl_steer.cli", "bench")
-    return [
-        [
-            *verl_steer,
-            "run",
-            str(place.bench),
-            "--out",
-            str(root / "constants"),
-            "--policy",
-            "all",
-            "--max-tokens",
-            "24",
-        ]
-    ]
-
-
-def _epochs(sizes: Sizes) -> int:
-    """Epochs that hold all steps: verl ends with the shorter of the two."""
-    return max(1, -(-sizes.rl_steps * sizes.rl_batch // (2 * sizes.rl_pairs)))
-
-
-def described(arguments: Sequence[str]) -> str:
-    """A command line for a reader on another machine: no interpreter's path."""
-    shown = ["python" if argument == sys.executable else argument for argument in arguments]
-    return " ".join(f"'{a}'" if any(c in a for c in ' {}"') else a for a in shown)
 
 
 def flat(sizes: Sizes) -> dict[str, Any]:

@@ -13,17 +13,18 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from verl_steer.bench.lines import BenchError
 from verl_steer.local.checkpoint import CheckpointError, find
-from verl_steer.stages import plan, result
+from verl_steer.stages import commandlines, plan, result
+from verl_steer.stages.console import Task
 from verl_steer.stages.plan import Arm, Place, Sizes
+from verl_steer.stages.processes import signal_group, tail
 from verl_steer.whole import write_text
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -33,14 +34,6 @@ _ORDER = ("world", "stage2", *plan.ARMS)
 
 class StepError(RuntimeError):
     """A step ended with an error; the message names its log."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One step of one seed: `world`, `sft` or the name of an arm."""
-
-    seed: int
-    name: str
 
 
 class Runner:
@@ -156,12 +149,12 @@ class Runner:
         with self._lock:
             running = list(self._running)
         for process in running:
-            _signal(process, signal.SIGTERM)
+            signal_group(process, signal.SIGTERM)
         end = time.monotonic() + _GRACE_S
         for process in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, end - time.monotonic()))
-            _signal(process, signal.SIGKILL)
+            signal_group(process, signal.SIGKILL)
 
     def _do(self, task: Task, tell: Callable[[Task, str], None]) -> None:
         if self._stopped:
@@ -169,7 +162,7 @@ class Runner:
         tell(task, "begins")
         place = Place(self.root, task.seed)
         if task.name == "world":
-            self._step(place, "world", plan.world_command(place, self.sizes))
+            self._step(place, "world", commandlines.world_command(place, self.sizes))
         elif task.name == "stage2":
             self._stage2(place)
         else:
@@ -178,20 +171,20 @@ class Runner:
 
     def _stage2(self, place: Place) -> None:
         if _reached(place.sft) < self.sizes.sft_steps:
-            self._step(place, "sft", plan.sft_command(place, self.sizes))
+            self._step(place, "sft", commandlines.sft_command(place, self.sizes))
 
     def _arm(self, place: Place, arm: Arm) -> None:
         student = start = place.base.resolve() if arm.start == "base" else _student(place.sft)
-        commands = [plan.world_command(place, self.sizes)]
+        commands = [commandlines.world_command(place, self.sizes)]
         if arm.start == "sft":
-            commands.append(plan.sft_command(place, self.sizes))
+            commands.append(commandlines.sft_command(place, self.sizes))
         if arm.overrides is not None:
-            training = plan.rl_command(place, arm, self.sizes, start)
+            training = commandlines.rl_command(place, arm, self.sizes, start)
             commands.append(training)
             if _reached(place.arm(arm.name)) < self.sizes.rl_steps:
                 self._step(place, f"rl-{arm.name}", training)
             student = _student(place.arm(arm.name))
-        for number, command in enumerate(plan.bench_commands(place, arm.name, student)):
+        for number, command in enumerate(commandlines.bench_commands(place, arm.name, student)):
             commands.append(command)
             self._step(place, f"bench-{arm.name}-{number}", command)
         trained = arm.overrides is not None
@@ -217,20 +210,20 @@ class Runner:
         place = Place(self.root, -1)
         if not place.bench.is_file():
             raise StepError(f"{place.bench} is not there yet: it comes with a seed's rows")
-        for command in plan.constant_commands(self.root):
+        for command in commandlines.constant_commands(self.root):
             self._step(place, "constants", command)
         for folder in sorted((self.root / "constants").iterdir()):
             path = self.results / f"constant-{folder.name}.json"
             if path.is_file():
                 self._same(result.read(path), path, "constant")
                 continue
-            judge = plan.judge_command(folder)
+            judge = commandlines.judge_command(folder)
             self._step(place, f"constants-{folder.name}", judge)
             found = result.Result(
                 arm=folder.name,
                 config_hash="constant",
                 world_hash=self.world_hash,
-                commands=[self._shown(c) for c in (*plan.constant_commands(self.root), judge)],
+                commands=[self._shown(c) for c in (*commandlines.constant_commands(self.root), judge)],
                 **result.from_bench(folder, place.bench),
             )
             result.write(found, self.results)
@@ -256,7 +249,7 @@ class Runner:
         self._remember(place, name, time.monotonic() - began)
         if status:
             raise StepError(
-                f"{name} of seed {place.seed} ended with status {status}; its end says: {_tail(log)} ({log})"
+                f"{name} of seed {place.seed} ended with status {status}; its end says: {tail(log)} ({log})"
             )
 
     def _start(self, command: list[str], output: Any, folder: Path) -> subprocess.Popen[bytes]:
@@ -290,34 +283,7 @@ class Runner:
 
     def _shown(self, command: Sequence[str]) -> str:
         """A command without this machine's folders."""
-        return plan.described(command).replace(str(self.root), "WORK")
-
-
-def progress(total: int) -> contextlib.AbstractContextManager[Callable[[Task, str], None]]:
-    """A bar over the results to come; prints what ends and what fails."""
-    return _progress(total)
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[Task, str], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = TextColumn("three stages"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
-    with Progress(*columns, TimeElapsedColumn()) as bar:
-        task_id = bar.add_task("", total=total)
-        under_way: dict[Task, None] = {}
-
-        def tell(task: Task, what: str) -> None:
-            if what == "begins":
-                under_way[task] = None
-            else:
-                under_way.pop(task, None)
-                bar.console.print(f"seed {task.seed} {task.name}: {what}", markup=False)
-            done = what == "ends" and task.name in plan.ARMS
-            names = ", ".join(f"{t.name} of {t.seed}" for t in under_way)
-            bar.update(task_id, advance=int(done), description=names)
-
-        yield tell
+        return commandlines.described(command).replace(str(self.root), "WORK")
 
 
 def _reached(folder: Path) -> int:
@@ -332,16 +298,3 @@ def _student(folder: Path) -> Path:
         return find(folder)
     except CheckpointError as error:
         raise StepError(str(error)) from error
-
-
-def _tail(log: Path, characters: int = 300) -> str:
-    from verl_steer.chat.text import visible
-
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - characters))
-        return visible(" ".join(file.read().decode(errors="replace").split()))
-
-
-def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
