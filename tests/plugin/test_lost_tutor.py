@@ -109,7 +109,9 @@ async def test_the_manager_numbers_its_workers(monkeypatch):
         self.agent_loop_workers = [Remote(name) for name in "abc"]
 
     monkeypatch.setattr(worker.AgentLoopManagerTQ, "_init_agent_loop_workers", init)
-    await object.__new__(worker.SteerAgentLoopManager)._init_agent_loop_workers()
+    manager = object.__new__(worker.SteerAgentLoopManager)
+    manager.config = OmegaConf.create({"steer": {"tutor": {"kind": "microworld"}}})
+    await manager._init_agent_loop_workers()
     assert numbered == [("a", 0, 3), ("b", 1, 3), ("c", 2, 3)]
     mine = object.__new__(worker.SteerAgentLoopWorker)
     monkeypatch.setattr(settings, "_worker", None)
