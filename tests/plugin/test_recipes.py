@@ -81,7 +81,6 @@ LITERAL = {
     "actor_rollout_ref.rollout.temperature": 1.0,
     "trainer.total_epochs": 1,
     "trainer.val_before_train": True,
-    "trainer.test_freq": 20,
     "trainer.nnodes": 1,
 }
 #: Paths, names and values computed from a key that depends on the student.
@@ -110,6 +109,8 @@ EXPECTED = {
     "reward.num_workers": 8,
     "trainer.total_training_steps": None,
     "trainer.save_freq": 50,
+    "trainer.test_freq": 20,
+    "actor_rollout_ref.actor.optim.lr_scheduler_type": "constant",
     "trainer.n_gpus_per_node": 8,
     "trainer.v1.sampler.sampler_kwargs.poll_interval": 2.0,
 }
