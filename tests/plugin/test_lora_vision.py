@@ -37,7 +37,11 @@ def test_an_adapter_that_vllm_would_drop_in_part_is_refused_before_ray(folder: P
     everywhere = "actor_rollout_ref.model.exclude_modules=null"
     with pytest.raises(Problem, match=r"into 7 layers of the vision tower .*blocks.0.*exclude_modules=.*visual"):
         adapter_reaches_rollout(_run(everywhere), student)
-    adapter_reaches_rollout(_run(everywhere, "actor_rollout_ref.model.lora.merge=true"), student)
+    merged = (everywhere, "actor_rollout_ref.model.lora.merge=true")
+    assert "merged" in adapter_reaches_rollout(_run(*merged), student)
+    with pytest.raises(Problem, match=r"fsdp2 would leave out .*projector .*merger.*exclude_modules"):
+        adapter_reaches_rollout(_run(*merged, "actor_rollout_ref.actor.strategy=fsdp2"), student)
+    adapter_reaches_rollout(_run(merged[1], "actor_rollout_ref.actor.strategy=fsdp2"), student)
     adapter_reaches_rollout(_run(everywhere, "actor_rollout_ref.model.lora_rank=0"), student)
     tower = "+actor_rollout_ref.rollout.engine_kwargs.vllm.enable_tower_connector_lora=true"
     adapter_reaches_rollout(_run(everywhere, tower), student)

@@ -1,8 +1,10 @@
-"""LoRA under vLLM: an adapter in the vision tower would be trained and never used.
+"""Where a LoRA adapter would be trained and never sampled from.
 
 vLLM 0.28 wraps the language model's layers only, unless `enable_tower_connector_lora` is set
 (vllm/lora/model_manager.py:209, :424), which verl does not do by itself (vllm_async_server.py:427); adapter weights
-of other layers are dropped without an error (model_manager.py:339). docs/upstream/lora_vllm.md has the figures.
+of other layers are dropped without an error (model_manager.py:339). And under FSDP2 verl merges, before it sends
+merged weights, only adapters inside a wrapped layer (verl/utils/fsdp_utils.py:929): the projector lies in none.
+docs/upstream/lora_vllm.md has the figures.
 """
 
 from __future__ import annotations
@@ -34,15 +36,25 @@ def adapter_reaches_rollout(config: DictConfig, student: Any) -> str:
     tower = OmegaConf.select(
         config, "actor_rollout_ref.rollout.engine_kwargs.vllm.enable_tower_connector_lora", default=False
     )
-    if tower or merged or str(config.actor_rollout_ref.rollout.name) != "vllm" or not hasattr(student, "vision_config"):
+    on_vllm = str(config.actor_rollout_ref.rollout.name) == "vllm" and not tower
+    if not hasattr(student, "vision_config") or not (merged or on_vllm):
         return f"LoRA of rank {rank}"
     lost = vision_layers(measure(student), model.target_modules, model.exclude_modules)
+    if merged:
+        lost = [name for name in lost if "blocks" not in name.split(".")]
+        if lost and str(config.actor_rollout_ref.actor.strategy) == "fsdp2":
+            raise Problem(
+                f"actor_rollout_ref.model.lora.merge=true under fsdp2 would leave out the adapters of {len(lost)} layers of the "
+                f"projector (the first: {lost[0]}): verl merges what lies in a wrapped layer only, and replies would be "
+                "sampled from another model than the one that is trained. Set actor_rollout_ref.model.exclude_modules='.*visual.*'"
+            )
+        return f"LoRA of rank {rank}, merged for the rollout"
     if lost:
         raise Problem(
             f"actor_rollout_ref.model.lora_rank={rank} puts adapters into {len(lost)} layers of the vision tower (the first: "
             f"{lost[0]}), which vLLM does not apply: replies would be sampled from another model than the one that is trained. "
             "Set actor_rollout_ref.model.exclude_modules=.*visual.* (as steer_grpo_7b_lora does), "
-            "actor_rollout_ref.model.lora.merge=true, or, experimental in vLLM, "
+            "actor_rollout_ref.model.lora.merge=true under FSDP1, or, experimental in vLLM, "
             "+actor_rollout_ref.rollout.engine_kwargs.vllm.enable_tower_connector_lora=true"
         )
     return f"LoRA of rank {rank}, in the language model only"
