@@ -142,4 +142,4 @@ def take_over(folder: Path) -> dict[str, dict[str, list[float]]]:
 if __name__ == "__main__":
     figures = take_over(Path(sys.argv[1])) if len(sys.argv) > 1 else read_seen()
     PAGE.write_text(page(figures), encoding="utf-8")
-    print(f"{PAGE}: {len(figures)} of {len(rows())} rows with figures")
+    print(f"{PAGE}: {sum(row.name in figures for row in rows())} of {len(rows())} rows with figures")
