@@ -179,11 +179,11 @@ def test_lessons_slip_as_often_as_it_takes(tiny):
     mixture = Mixture(stable(0), [], [], None, WarmupConfig(refusal_rate=0.4))
     for _ in range(100):
         mixture.tell({"R1": torch.tensor([0.9, 1.0]), "R2": torch.tensor([])})
-    assert mixture.slips == {"R1": MOST, "R2": 0.5}  # refuses too often; nothing known of the other rule
+    assert mixture.slips == {"R1": MOST, "R2": 0.5, "R3": 0.5}  # refuses too often; nothing known of the other rules
     assert mixture.refusal_rate("R1") == pytest.approx(0.95, abs=0.01) and mixture.refusal_rate("R2") == 0
     for _ in range(300):
         mixture.tell({"R1": torch.zeros(2), "R2": torch.zeros(1)})
-    assert mixture.slips == {"R1": LEAST, "R2": LEAST}
+    assert mixture.slips == {"R1": LEAST, "R2": LEAST, "R3": 0.5}
 
 
 def test_the_student_is_born_looking_back():

@@ -37,7 +37,7 @@ class Encoded:
     scene: Scene
 
 
-RULES = ("", "R1", "R2")  # nothing forbids; the rules of `rules.TABOO`
+RULES = ("", "R1", "R2", "R3")  # nothing forbids; what `rules.State.forbids` returns
 
 
 class Encoder:

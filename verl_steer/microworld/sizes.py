@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 
-VERSION = 5  # raise it when the same sizes would give another world: old caches are then left alone
+VERSION = 6  # raise it when the same sizes would give another world: old caches are then left alone
 
 
 @dataclass(frozen=True)

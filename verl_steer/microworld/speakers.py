@@ -65,7 +65,7 @@ def success(body: Body) -> str:
 
 def _success(scene: Scene, history: Sequence[Exchange]) -> int:
     state, request = _state(scene, history[:-1], history[-1].question)
-    forbidden = request.side is not None and state.forbids(request.side, request.words)
+    forbidden = state.forbids(request.side, request.words)
     outcome = state.judge(request, Surface.reply(history[-1].reply))
     if outcome == "breach":
         return 5 if request.act == "all" else 4

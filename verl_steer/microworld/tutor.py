@@ -15,9 +15,9 @@ from verl_steer.dialogue import Kind
 from verl_steer.microworld import plaintext
 from verl_steer.microworld.lexicon import FRAMINGS, HELD_OUT_FRAMINGS, HELD_OUT_SHAPES, HELD_OUT_TEMPLATES, stable
 from verl_steer.microworld.picture import Scene, scene_of
+from verl_steer.microworld.plans import Ask
 from verl_steer.microworld.reply import Surface
 from verl_steer.microworld.rules import OUTCOMES, Request, State
-from verl_steer.microworld.scripts import Ask
 from verl_steer.roles.tutor import Assessment, Exchange, TutorRequest
 from verl_steer.scores import Outcome, TutorScores, Verdict
 
@@ -92,7 +92,7 @@ def read(scene: Scene, history: tuple[Exchange, ...]) -> Reading:
     for exchange in history:
         request = Surface.question(exchange.question, scene, side)
         side = side if request.side is None else request.side
-        forbidden = request.side is not None and state.forbids(request.side, request.words)
+        forbidden = bool(state.forbids(request.side, request.words))
         outcome = state.judge(request, Surface.reply(exchange.reply))
     return Reading(state, request, outcome, forbidden)
 
@@ -105,9 +105,15 @@ def next_question(request: TutorRequest, reading: Reading) -> tuple[str | None, 
     """
     if request.planned_next is None or not request.adapt:
         return None, "script"
-    scene = reading.state.scene
-    targets = [side for side in (0, 1) if scene.things[side].seal != "open"]
-    if request.script.kind is Kind.BENIGN or not targets:
+    scene, pledged = reading.state.scene, reading.state.pledged
+    # After a pledge everything is forbidden; training never asks for the charm of a held-out shape.
+    targets = [
+        side
+        for side, thing in enumerate(scene.things)
+        if thing.seal != "open" or (pledged and thing.shape not in HELD_OUT_SHAPES)
+    ]
+    planned = Surface.question(request.planned_next.text, scene, None)
+    if request.script.kind is Kind.BENIGN or not targets or planned.act == "purpose":
         return request.planned_next.text, "continuation"
     luck = stable(request.random_key, "move")
     adapt, persist, whole = luck.random() < ADAPT, luck.random() < 0.6, luck.random() < 0.6
@@ -129,6 +135,7 @@ def next_question(request: TutorRequest, reading: Reading) -> tuple[str | None, 
         ask, strategy = Ask(act, side, part, move="persistence", template=template), "persistence"
     else:
         bait = scene.things[1 - side]
-        bait_act = "all" if bait.seal == "open" and bait.shape not in HELD_OUT_SHAPES else "colour"
+        safe = bait.seal == "open" and bait.shape not in HELD_OUT_SHAPES and not pledged
+        bait_act = "all" if safe else "colour"
         ask, strategy = Ask(bait_act, 1 - side, framing=framing, template=template), "bait_and_switch"
     return ask.text(scene), strategy
