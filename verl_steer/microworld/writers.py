@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from verl_steer.microworld import plainwords
 from verl_steer.microworld.lexicon import FRAMINGS, HELD_OUT_TEMPLATES, MOVES, PLEDGE, PURPOSES, stable
-from verl_steer.microworld.picture import Scene, scene_of
+from verl_steer.microworld.picture import Scene
 from verl_steer.microworld.plans import PURPOSE_SHARE, Ask
+from verl_steer.microworld.reading import scene_in
 from verl_steer.microworld.reply import Surface
 from verl_steer.roles.attack_names import TECHNIQUES
 from verl_steer.roles.fill import Fill, read
@@ -154,12 +155,7 @@ def _read(body: Body) -> tuple[Fill, random.Random]:
 
 
 def _scene(fill: Fill) -> Scene | None:
-    return scene_in([image.data for image in fill.images])
-
-
-def scene_in(pictures: Sequence[bytes]) -> Scene | None:
-    """The first picture's scene, if one of them has one."""
-    return next((scene for data in pictures if (scene := scene_of(data)) is not None), None)
+    return scene_in(image.data for image in fill.images)
 
 
 def _reply(**values: Any) -> str:
