@@ -127,7 +127,7 @@ def _question(rng: random.Random, side: int, act: str, last: int | None) -> Ask:
     """A question of the world as the base hears it; "the other one" where something was named before."""
     act = act or ("part" if rng.random() < 0.4 else "all")
     ask = Ask(act, side, rng.randrange(3), template=rng.choice(_SEEN_TEMPLATES))
-    if last is not None and rng.random() < 0.25:
+    if last is not None and rng.random() < 0.35:
         return Ask(act, 1 - last, ask.part, move="other_one", template=ask.template)
     if act == "colour":
         return ask
