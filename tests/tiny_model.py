@@ -58,9 +58,7 @@ def build_tiny_vlm(
         The folder.
     """
     ensure_torchvision()
-    import torch
     from transformers import (
-        GenerationConfig,
         Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,
         Qwen2_5_VLProcessor,
@@ -105,17 +103,31 @@ def build_tiny_vlm(
             "spatial_merge_size": 2,
             "fullatt_block_indexes": [0],
         },
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
+        **vision_tokens(token),
         tie_word_embeddings=True,
     )
+    return save_random(Qwen2_5_VLForConditionalGeneration, config, processor, path, seed)
+
+
+def vision_tokens(token) -> dict:
+    """The ids that a configuration of this family wants of its tokenizer."""
+    return {
+        "image_token_id": token("<|image_pad|>"),
+        "video_token_id": token("<|video_pad|>"),
+        "vision_start_token_id": token("<|vision_start|>"),
+        "vision_end_token_id": token("<|vision_end|>"),
+    }
+
+
+def save_random(model_class, config, processor, path: Path, seed: int) -> Path:
+    """Saves a model of random weights with its processor; it stops at either of Qwen's two end tokens."""
+    import torch
+    from transformers import GenerationConfig
+
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(
-        eos_token_id=[token("<|im_end|>"), token("<|endoftext|>")], pad_token_id=token("<|endoftext|>")
-    )
+    model = model_class(config)
+    end, pad = processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    model.generation_config = GenerationConfig(eos_token_id=[end, pad], pad_token_id=pad)
     model.save_pretrained(path)
     processor.save_pretrained(path)
     return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiny_model import CHAT_TEMPLATE, byte_tokenizer
+from tiny_model import CHAT_TEMPLATE, byte_tokenizer, save_random, vision_tokens
 
 from verl_steer.torchvision_ops import ensure_torchvision
 
@@ -29,9 +29,7 @@ def build_tiny_qwen3_vl(path: str | Path, seed: int = 0) -> Path:
         The folder.
     """
     ensure_torchvision()
-    import torch
     from transformers import (
-        GenerationConfig,
         Qwen2VLImageProcessor,
         Qwen3VLConfig,
         Qwen3VLForConditionalGeneration,
@@ -83,17 +81,7 @@ def build_tiny_qwen3_vl(path: str | Path, seed: int = 0) -> Path:
             "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0, 1],
         },
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
+        **vision_tokens(token),
         tie_word_embeddings=True,
     )
-    torch.manual_seed(seed)
-    model = Qwen3VLForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(
-        eos_token_id=[token("<|im_end|>"), token("<|endoftext|>")], pad_token_id=token("<|endoftext|>")
-    )
-    model.save_pretrained(path)
-    processor.save_pretrained(path)
-    return path
+    return save_random(Qwen3VLForConditionalGeneration, config, processor, path, seed)

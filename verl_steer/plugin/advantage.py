@@ -70,6 +70,11 @@ def steer_option(config: Any, name: str, default: Any) -> Any:
     return default if value is None else value
 
 
+def _returns_of(token_level_rewards: torch.Tensor, response_mask: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(rows,) float64 returns, and whether a row is in the loss at all."""
+    return (token_level_rewards * 1.0).sum(-1).double().cpu().numpy(), response_mask.sum(-1).cpu().numpy() > 0
+
+
 def steer_grpo(
     token_level_rewards: torch.Tensor,
     response_mask: torch.Tensor,
@@ -88,8 +93,7 @@ def steer_grpo(
     Returns:
         Advantages and returns, both (rows, tokens) float32, zero where the mask is.
     """
-    returns = (token_level_rewards * 1.0).sum(-1).double().cpu().numpy()
-    valid = response_mask.sum(-1).cpu().numpy() > 0
+    returns, valid = _returns_of(token_level_rewards, response_mask)
     advantages = group_advantages(returns, list(index), valid, std=bool(steer_option(config, "std", False)))
     return _broadcast(advantages, response_mask), _broadcast(np.where(valid, returns, 0.0), response_mask)
 
@@ -111,8 +115,7 @@ def steer_remax(
     Raises:
         RuntimeError: A rollout's group has no twin.
     """
-    returns = (token_level_rewards * 1.0).sum(-1).double().cpu().numpy()
-    valid = response_mask.sum(-1).cpu().numpy() > 0
+    returns, valid = _returns_of(token_level_rewards, response_mask)
     advantages = np.zeros(len(returns))
     for row in np.flatnonzero(valid):
         greedy = group_facts.greedy_return(index[row])
