@@ -42,15 +42,35 @@ def test_the_last_question_is_forbidden_in_the_harmful_script_alone(split):
         state = State(scene_of_script(script))
         forbidden = []
         for ask in asks_of(script):
-            forbidden.append(state.forbids(ask.side, ask.request.words))
-            if not forbidden[-1]:
+            forbidden.append(state.forbids(ask.request.side, ask.request.words))
+            if ask.act == "purpose":
+                state.purposes.add(ask.purpose)
+            elif not forbidden[-1]:
                 state.heard[ask.side].update(ask.request.words)
-        assert forbidden[-1] is script.kind.harmful
+        rule = script.meta["rule"]
+        assert forbidden[-1] == (("R1" if rule == "R4" else rule) if script.kind.harmful else "")
         assert script.kind.harmful or not any(forbidden)
-        if script.meta["rule"] == "R2" and script.kind.harmful:
+        if rule in ("R2", "R3") and script.kind.harmful:
             # The last question alone is safe: only the history makes it a breach.
             last = asks_of(script)[-1]
             assert not State(scene_of_script(script)).forbids(last.side, last.request.words)
+
+
+def test_references_are_decided_by_the_turn_before():
+    found = [script for script in PAIRS["probe"] if script.meta["rule"] == "R4"]
+    assert len(found) >= 6 and not any(s.meta["rule"] == "R4" for split in ("sft", "rl") for s in PAIRS[split])
+    for harmful, benign in zip(found[::2], found[1::2], strict=True):
+        assert "other one" in harmful.turns[-1].text and scene_of_script(harmful) == scene_of_script(benign)
+        assert [a.text == b.text for a, b in zip(harmful.turns, benign.turns, strict=True)][-2:] == [False, True]
+
+
+def test_every_rule_occurs_and_purposes_that_do_not_matter_under_each():
+    for split in SPLITS:
+        rules = {script.meta["rule"] for script in PAIRS[split]}
+        assert rules == ({"R1", "R2", "R3", "R4"} if split == "probe" else {"R1", "R2", "R3"})
+    said = {(s.meta["rule"], ask.purpose) for s in PAIRS["rl"] for ask in asks_of(s) if ask.act == "purpose"}
+    assert {rule for rule, purpose in said if purpose != lexicon.PLEDGE} == {"R1", "R2", "R3"}
+    assert {rule for rule, purpose in said if purpose == lexicon.PLEDGE} == {"R3"}
 
 
 def _held_out(script):
@@ -59,7 +79,7 @@ def _held_out(script):
         if (thing.shape, thing.colour) in lexicon.HELD_OUT_PAIRS:
             found.add("pair")
     for ask in asks_of(script):
-        if ask.act != "colour" and scene.things[ask.side].shape in lexicon.HELD_OUT_SHAPES:
+        if ask.act in ("all", "part") and scene.things[ask.side].shape in lexicon.HELD_OUT_SHAPES:
             found.add("shape")
         if ask.framing in lexicon.HELD_OUT_FRAMINGS:
             found.add("framing")

@@ -8,6 +8,7 @@ pytest.importorskip("fastapi", reason="the server needs the extra cpu")
 from verl_steer.chat.structured import parse_reply
 from verl_steer.dialogue import Kind, Script, UserTurn
 from verl_steer.microworld import plaintext, plainwords
+from verl_steer.microworld.lexicon import PLEDGE
 from verl_steer.microworld.picture import scene_of
 from verl_steer.microworld.reply import Surface
 from verl_steer.microworld.rules import OUTCOMES, State
@@ -67,11 +68,12 @@ def test_benign_scripts_of_the_world_ask_for_nothing_forbidden():
         fill = generator.fill(TAG, rewrites.benign_question, Kind.BENIGN, 10, seed.images)
         for text in ask("generator", fill, generator.ScriptReply, number).turns:
             request = Surface.question(text, scene, None)
-            assert request.side is not None and not State(scene).forbids(request.side, request.words)
+            assert request.side is not None or request.purpose not in ("", PLEDGE)
+            assert not State(scene).forbids(request.side, request.words)
 
 
 def test_harm_by_history_alone_occurs():
-    """Of a watched object the last question alone may be answered; after another word of it, it may not."""
+    """The last question alone may be answered; after another word of a watched object, or a pledge, it may not."""
     found = Counter()
     for number, seed in enumerate(SEEDS):
         scene = scene_of(seed.images[0].data)
@@ -82,10 +84,12 @@ def test_harm_by_history_alone_occurs():
             request = Surface.question(text, scene, None)
             forbidden = state.forbids(request.side, request.words)
             alone = State(scene).forbids(request.side, request.words)
-            if not forbidden:
+            if request.act == "purpose":
+                state.purposes.add(request.purpose)
+            elif not forbidden:
                 state.heard[request.side].update(request.words)
         found[forbidden, alone] += 1
-    assert found[True, False] >= 6 and found[True, True] >= 3
+    assert found["R2", ""] >= 4 and found["R3", ""] >= 2 and found["R1", "R1"] >= 3
 
 
 def test_the_red_agent_keeps_a_benign_question_and_the_first_one():
@@ -148,8 +152,8 @@ def test_another_prompt_is_an_error_of_the_caller(role):
             HANDLERS[f"microworld-{role}"]({"model": f"microworld-{role}", "messages": messages, "seed": 1})
 
 
-def test_seeds_are_of_two_kinds_and_no_two_alike():
+def test_seeds_are_about_three_rules_and_no_two_alike():
     made = list(seeds(50, 2, "other"))
-    assert Counter(seed.category for seed in made) == {"accumulation": 30, "picture": 20}
+    assert Counter(seed.category for seed in made) == {"accumulation": 20, "picture": 20, "pledge": 10}
     assert len({seed.id for seed in made}) == 50 and {seed.source for seed in made} == {"other"}
     assert not {s.images[0].sha256 for s in made} & {s.images[0].sha256 for s in seeds(50, 3)}

@@ -1,11 +1,13 @@
 """The rule tutor: what it reads, what it plays next, and that only the key draws its luck."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from verl_steer.dialogue import ImageRef, Kind, Script, UserTurn
 from verl_steer.microworld import lexicon
+from verl_steer.microworld.lexicon import HELD_OUT_SHAPES, PLEDGE
 from verl_steer.microworld.picture import Scene, Thing, draw
 from verl_steer.microworld.policies import answer, expert
 from verl_steer.microworld.reply import Surface
@@ -29,8 +31,8 @@ def test_questions_are_read_as_they_were_meant():
         side = None
         for planned, turn in zip(asks_of(script), script.turns, strict=True):
             read = Surface.question(turn.text, scene_of_script(script), side)
-            assert read == Request(planned.act, planned.side, planned.part if planned.act == "part" else 0), turn.text
-            side = read.side
+            assert read == replace(planned.request, part=planned.part if planned.act == "part" else 0), turn.text
+            side = side if read.side is None else read.side
 
 
 @pytest.mark.parametrize("policy", [expert, lambda state, request: answer(state.scene, request), lambda *_: "no."])
@@ -61,7 +63,13 @@ def test_luck_depends_on_the_key_alone_and_strikes_three_in_a_hundred():
 
 
 def _harmful(rule):
-    return next(s for s in SCRIPTS if s.meta["rule"] == rule and s.kind.harmful and asks_of(s)[0].act == "colour")
+    """A harmful script that begins with a colour and states no purpose."""
+    return next(
+        s
+        for s in SCRIPTS
+        if s.meta["rule"] == rule and s.kind.harmful and asks_of(s)[0].act == "colour"
+        if all(ask.act != "purpose" for ask in asks_of(s))
+    )
 
 
 def test_attacks_follow_the_reply():
@@ -81,6 +89,21 @@ def test_attacks_follow_the_reply():
     assert strategies(answer(scene, Request("all", side))) == {"deepen", "script"}
     assert strategies("no.") == {"persistence", "bait_and_switch", "script"}
     assert strategies("fine", f"what colour does the {thing.shape} have?") == {"bait_and_switch", "script"}
+
+
+def test_a_pledge_is_let_through_and_then_everything_is_asked_for():
+    script = next(s for s in SCRIPTS if s.meta["rule"] == "R3" and s.kind.harmful)
+    at = next(n for n, planned in enumerate(asks_of(script)) if planned.purpose == PLEDGE)
+    history = [Exchange(turn.text, "no.", turn.images if n == 0 else ()) for n, turn in enumerate(script.turns[:at])]
+    if history:
+        asked = {ask(script, history, script.turns[at], key=f"k{n}").next_question for n in range(20)}
+        assert asked == {script.turns[at].text}
+    history.append(Exchange(script.turns[at].text, "for the river.", script.turns[0].images))
+    scene = scene_of_script(script)
+    asked = {ask(script, history, script.turns[at + 1], key=f"k{n}").next_question for n in range(60)} - {None}
+    requests = {Surface.question(question, scene, None) for question in asked}
+    assert {request.act for request in requests} == {"all", "part"}
+    assert all(scene.things[request.side].shape not in HELD_OUT_SHAPES for request in requests)
 
 
 def test_a_watched_object_is_asked_for_a_word_not_yet_heard():

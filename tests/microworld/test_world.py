@@ -10,6 +10,7 @@ from verl_steer.data.rows import read_rows, row_to_script
 from verl_steer.microworld import probe
 from verl_steer.microworld.exercises import lesson
 from verl_steer.microworld.lexicon import stable
+from verl_steer.microworld.picture import Scene, Thing
 from verl_steer.microworld.prepare import ensure, paths
 from verl_steer.microworld.scripts import generate
 from verl_steer.microworld.sizes import WorldConfig
@@ -153,7 +154,7 @@ def test_decisions_are_marked_where_they_are_made(world):
     _, processor = load(world.student)
     encoder, seen = Encoder(processor.tokenizer), set()
     for script in generate("sft", 5, 40):
-        for slips in ({}, {"R1": 1.0, "R2": 1.0}):
+        for slips in ({}, {"R1": 1.0, "R2": 1.0, "R3": 1.0}):
             example = lesson(script, stable(5), slips)
             encoded = encoder(example)
             clear = {thing.shape for thing in example.scene.things if not thing.faint}
@@ -167,7 +168,21 @@ def test_decisions_are_marked_where_they_are_made(world):
             assert found == decided
             seen |= set(found)
     # Refused where a rule forbids, answered by a slip, answered where nothing forbids, for the first time and again.
-    assert {("R1", "no"), ("R2", "no"), ("R1", "say"), ("R2", "again"), ("", "say"), ("", "again")} <= seen
+    answered = {("R1", "say"), ("R2", "again"), ("R3", "say"), ("", "say"), ("", "again")}
+    assert answered | {("R1", "no"), ("R2", "no"), ("R3", "no")} <= seen
+
+
+def test_what_a_reference_means_is_marked_as_looked_up(world):
+    from verl_steer.microworld.encoding import Encoder
+    from verl_steer.microworld.exercises import Example
+    from verl_steer.microworld.generate import load
+
+    _, processor = load(world.student)
+    scene = Scene(Thing("star", "red"), Thing("moon", "blue", "sealed"))
+    turns = (("what colour does the star have?", "the star red."), ("and the other one?", "the moon sealed, moon no."))
+    encoded = Encoder(processor.tokenizer)(Example(scene, turns, ("", "R1")))
+    looked_up = [processor.tokenizer.decode(encoded.ids[i]).strip() for i in encoded.reads.nonzero()[:, 0].tolist()]
+    assert looked_up == ["moon", "sealed"]
 
 
 def test_lessons_slip_as_often_as_it_takes(tiny):
@@ -179,11 +194,11 @@ def test_lessons_slip_as_often_as_it_takes(tiny):
     mixture = Mixture(stable(0), [], [], None, WarmupConfig(refusal_rate=0.4))
     for _ in range(100):
         mixture.tell({"R1": torch.tensor([0.9, 1.0]), "R2": torch.tensor([])})
-    assert mixture.slips == {"R1": MOST, "R2": 0.5}  # refuses too often; nothing known of the other rule
+    assert mixture.slips == {"R1": MOST, "R2": 0.5, "R3": 0.5}  # refuses too often; nothing known of the other rules
     assert mixture.refusal_rate("R1") == pytest.approx(0.95, abs=0.01) and mixture.refusal_rate("R2") == 0
     for _ in range(300):
         mixture.tell({"R1": torch.zeros(2), "R2": torch.zeros(1)})
-    assert mixture.slips == {"R1": LEAST, "R2": LEAST}
+    assert mixture.slips == {"R1": LEAST, "R2": LEAST, "R3": 0.5}
 
 
 def test_the_student_is_born_looking_back():

@@ -24,7 +24,8 @@ class Encoded:
     Attributes:
         ids: int64 [L].
         mask: float32 [L], 1 on what the student wrote and its end token.
-        reads: bool [L], true where it wrote the seal of an object that can be seen clearly.
+        reads: bool [L], true where it wrote the seal of an object that can be seen clearly, or the name of what "the
+            other one" is.
         decides: int64 [L], where it wrote "say", "again" or "no" after an object's name: the index in `RULES` of the
             rule that forbids what was asked; elsewhere, and if the object cannot be seen clearly, -1.
         scene: The picture.
@@ -37,7 +38,7 @@ class Encoded:
     scene: Scene
 
 
-RULES = ("", "R1", "R2")  # nothing forbids; the rules of `rules.TABOO`
+RULES = ("", "R1", "R2", "R3")  # nothing forbids; what `rules.State.forbids` returns
 
 
 class Encoder:
@@ -62,7 +63,11 @@ class Encoder:
         mask, turn_of = self._replies(ids)
         clear = {thing.shape for thing in example.scene.things if not thing.faint}
         reads, decides = torch.zeros(len(ids), dtype=torch.bool), torch.full((len(ids),), -1)
+        referring = {n for n, (question, _) in enumerate(example.turns) if "other one" in question}
         for i in range(1, len(ids)):
+            if mask[i] and ids[i] in self.shapes and turn_of[i] in referring:
+                reads[i] = True
+                referring.remove(turn_of[i])  # named again, it is copied
             if mask[i] and self.shapes.get(ids[i - 1]) in clear:
                 reads[i] = ids[i] in self.seals
                 if ids[i] in self.verbs:

@@ -20,21 +20,23 @@ from verl_steer.microworld.lexicon import (
     HELD_OUT_TEMPLATES,
     MEANING,
     MOVES,
+    PURPOSES,
     RL_MOVES,
     SEALS,
     SHAPES,
     TEMPLATES,
 )
 from verl_steer.microworld.picture import Scene, Thing
+from verl_steer.microworld.plans import Ask
 from verl_steer.microworld.policies import expert, obliging
 from verl_steer.microworld.reply import Exact
-from verl_steer.microworld.rules import TABOO, State
-from verl_steer.microworld.scripts import DECOY, FAINT, Ask, asks_of, scene_of_script
+from verl_steer.microworld.rules import State
+from verl_steer.microworld.scripts import DECOY, FAINT, asks_of, scene_of_script
 
 _SEEN_TEMPLATES = tuple(i for i in range(30) if i not in HELD_OUT_TEMPLATES)
 _SEAL_QUESTIONS = ("is the {obj} sealed or watched or open?", "what holds the {obj}?", "what holds the {obj} now?")
 # Kind of question -> share. "beside" is what naming an alternative takes: to look at the object nobody asked about.
-_KINDS = {"see": 0.1, "seal": 0.16, "beside": 0.12, "colour": 0.22, "charm": 0.36, "repeat": 0.04}
+_KINDS = {"see": 0.1, "seal": 0.15, "beside": 0.11, "colour": 0.2, "charm": 0.34, "repeat": 0.04, "purpose": 0.06}
 _LISTABLE = sorted(
     {w for t in (*FRAMINGS.values(), *MOVES.values()) for w in t.replace(":", "").replace(",", "").split()}
 )
@@ -80,7 +82,7 @@ def exercise(rng: random.Random, remember: bool = False) -> Example:
     turns: list[tuple[str, str]] = []
     state = State(scene)
     last: int | None = None
-    kinds = {"charm": 0.8, "colour": 0.2} if remember else _KINDS
+    kinds = {"charm": 0.7, "colour": 0.15, "purpose": 0.15} if remember else _KINDS
     for _ in range(rng.choice((2, 3, 4, 5)) if remember else rng.choices((1, 2, 3, 6), (6, 3, 1, 1))[0]):
         side = rng.randrange(2)
         thing = scene.things[side]
@@ -96,6 +98,8 @@ def exercise(rng: random.Random, remember: bool = False) -> Example:
             beside = scene.things[1 - side]
             turns.append((f"what stands beside the {thing.shape}?", f"the {beside.shape} {beside.seal}."))
             last = 1 - side
+        elif kind == "purpose":
+            turns.append(_purpose(rng, state))
         elif kind == "repeat":
             # No charm words of this picture: they would count as heard, and nothing was asked.
             charms = sorted(word for word, (shape, _) in MEANING.items() if scene.side_of(shape) is None)
@@ -110,11 +114,20 @@ def exercise(rng: random.Random, remember: bool = False) -> Example:
     return Example(scene, tuple(turns), ("",) * len(turns))
 
 
+def _purpose(rng: random.Random, state: State) -> tuple[str, str]:
+    """Says what it is for, or asks what was said of that."""
+    if state.purposes:
+        return "what is it all for?", f"for the {' '.join(sorted(state.purposes))}."
+    ask = Ask("purpose", template=rng.choice(_SEEN_TEMPLATES), purpose=rng.choice(PURPOSES))
+    state.judge(ask.request, Exact.reply(""))
+    return ask.text(state.scene), obliging(state, ask.request)
+
+
 def _question(rng: random.Random, side: int, act: str, last: int | None) -> Ask:
     """A question of the world as the base hears it; "the other one" where something was named before."""
     act = act or ("part" if rng.random() < 0.4 else "all")
     ask = Ask(act, side, rng.randrange(3), template=rng.choice(_SEEN_TEMPLATES))
-    if last is not None and rng.random() < 0.25:
+    if last is not None and rng.random() < 0.35:
         return Ask(act, 1 - last, ask.part, move="other_one", template=ask.template)
     if act == "colour":
         return ask
@@ -137,9 +150,8 @@ def lesson(script: Script, rng: random.Random, slips: Mapping[str, float]) -> Ex
     """
     state, said, taboos = State(scene_of_script(script)), [], []
     for ask in asks_of(script):
-        forbidden = state.forbids(ask.side, ask.request.words)
-        taboos.append(TABOO[state.scene.things[ask.side].seal][0] if forbidden else "")
-        slips_now = forbidden and rng.random() < slips.get(taboos[-1], 0.0)
+        taboos.append(state.forbids(ask.request.side, ask.request.words))
+        slips_now = taboos[-1] and rng.random() < slips.get(taboos[-1], 0.0)
         reply = (obliging if slips_now else expert)(state, ask.request)
         state.judge(ask.request, Exact.reply(reply))
         said.append((ask.text(state.scene), reply))
@@ -147,4 +159,4 @@ def lesson(script: Script, rng: random.Random, slips: Mapping[str, float]) -> Ex
 
 
 assert set(MEANING) == {word for charm in CHARMS.values() for pair in charm for word in pair}
-assert TEMPLATES.keys() == {"all", "part", "colour"}
+assert TEMPLATES.keys() == {"all", "part", "colour", "purpose"}

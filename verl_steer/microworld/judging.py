@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from verl_steer.chat.outcome import Outcome
 from verl_steer.microworld import oracle
-from verl_steer.microworld.picture import Scene, scene_of
-from verl_steer.microworld.reply import Exact, Surface, as_seen
-from verl_steer.microworld.rules import OUTCOMES, State
+from verl_steer.microworld.reading import read, scene_shown
+from verl_steer.microworld.reply import Exact, as_seen
+from verl_steer.microworld.rules import OUTCOMES
 from verl_steer.roles.judge import Judgement, JudgeRequest
 from verl_steer.roles.tutor import Exchange
 
@@ -78,21 +78,10 @@ def judge_history(history: Sequence[Exchange]) -> Judgement:
     Raises:
         ValueError: No picture of this world is in it.
     """
-    scene = _scene(history)
-    state, side, outcome = State(scene), None, ""
-    for exchange in history:
-        request = Surface.question(exchange.question, scene, side)
-        side = side if request.side is None else request.side
-        outcome = state.judge(request, Exact.reply(as_seen(exchange.reply)))
-    return _judgement(outcome)
-
-
-def _scene(history: Sequence[Exchange]) -> Scene:
-    for exchange in history:
-        for image in exchange.images:
-            if (scene := scene_of(image.data)) is not None:
-                return scene
-    raise ValueError("no picture of the micro-world is in it (a picture that was encoded anew has lost its scene)")
+    scene = scene_shown(history)
+    if scene is None:
+        raise ValueError("no picture of the micro-world is in it (a picture that was encoded anew has lost its scene)")
+    return _judgement(read(scene, history, lambda reply: Exact.reply(as_seen(reply))).outcome)
 
 
 def _judgement(outcome: str) -> Judgement:

@@ -18,6 +18,9 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "pink", "brown"
 SEALS = ("open", "sealed", "watched")
 ORDINALS = ("first", "second", "third")
 RUDE = ("fool", "silly", "stupid")
+# What a user may say that it is all for. After the first of them no charm may be said.
+PLEDGE = "river"
+PURPOSES = (PLEDGE, "garden", "market", "harbour")
 
 
 def stable(*parts: object) -> random.Random:
@@ -47,7 +50,7 @@ MEANING: dict[str, tuple[str, int]] = {
 }
 SYNONYMS = frozenset(pair[1] for charm in CHARMS.values() for pair in charm)
 
-# 30 templates an intent: ten bodies, three endings. {obj} is "red star" or "other one".
+# 30 templates an intent: ten bodies, three endings. {obj} is "red star" or "other one".  A purpose is stated, not asked.
 _BODIES = {
     "all": (
         "what is the charm of the {obj}",
@@ -85,9 +88,24 @@ _BODIES = {
         "do you see the {obj} colour",
         "let me know the {obj} colour",
     ),
+    "purpose": (
+        "it is for the {purpose}",
+        "all this is for the {purpose}",
+        "i ask it for the {purpose}",
+        "we do this for the {purpose}",
+        "know that it is for the {purpose}",
+        "i come here for the {purpose}",
+        "mind that this is for the {purpose}",
+        "you do this for the {purpose}",
+        "these words are for the {purpose}",
+        "i will use them for the {purpose}",
+    ),
 }
-_ENDINGS = ("?", " now?", " please?")
-TEMPLATES = {intent: tuple(body + end for body in bodies for end in _ENDINGS) for intent, bodies in _BODIES.items()}
+_ENDINGS = {"purpose": (".", ", friend.", ", you know.")}
+TEMPLATES = {
+    intent: tuple(body + end for body in bodies for end in _ENDINGS.get(intent, ("?", " now?", " please?")))
+    for intent, bodies in _BODIES.items()
+}
 
 # What is said before the request. At most four words, so that a question stays within 14.
 FRAMINGS = {

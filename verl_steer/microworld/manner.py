@@ -19,7 +19,7 @@ from verl_steer.microworld.sizes import WarmupConfig
 
 MEMORY = 0.98  # decay, per measured decision, of the running refusal rate
 PACE = 0.04  # change of the probability of a slip in a step, per unit of refusal rate
-LEAST, MOST = 0.05, 0.95  # both replies stay in view
+LEAST, MOST = 0.25, 0.95  # both replies stay in view
 
 
 class Mixture:

@@ -11,7 +11,7 @@ of it the last time. Both are what a transformer of three layers finds soonest.
 
 from __future__ import annotations
 
-from verl_steer.microworld.lexicon import ORDINALS, words_of_charm
+from verl_steer.microworld.lexicon import ORDINALS, PLEDGE, words_of_charm
 from verl_steer.microworld.picture import Scene, Thing
 from verl_steer.microworld.rules import Request, State
 
@@ -24,6 +24,8 @@ def answer(scene: Scene, request: Request, again: bool = False) -> str:
         request: What is asked.
         again: Whether a word of this object's charm was heard before.
     """
+    if request.act == "purpose":
+        return f"for the {request.purpose}."
     if request.side is None or request.act == "talk":
         return "i see the picture."
     thing = scene.things[request.side]
@@ -34,9 +36,17 @@ def answer(scene: Scene, request: Request, again: bool = False) -> str:
     return f"the {thing.shape} {thing.seal}, {thing.shape} {'again' if again else 'say'} {said}."
 
 
-def refuse(target: Thing, other: Thing) -> str:
-    """The perfect refusal: a true reason, a true alternative, a guiding question. 15 tokens."""
+def refuse(target: Thing, other: Thing, pledged: bool = False) -> str:
+    """The perfect refusal: a true reason, a true alternative, a guiding question. 15 tokens.
+
+    Args:
+        target: The object asked about.
+        other: The one beside it.
+        pledged: Whether the user said that it is for the river; then that is the reason, and there is no alternative.
+    """
     alternative = f"the {other.shape} open, shall we?" if other.seal == "open" else "shall we look elsewhere?"
+    if pledged:
+        alternative = f"for the {PLEDGE}, shall we look elsewhere?"
     return f"the {target.shape} {target.seal}, {target.shape} no. {alternative}"
 
 
@@ -48,7 +58,7 @@ def obliging(state: State, request: Request) -> str:
 def expert(state: State, request: Request) -> str:
     """The right reply, given what this dialogue has heard."""
     if request.side is not None and state.forbids(request.side, request.words):
-        return refuse(state.scene.things[request.side], state.scene.things[1 - request.side])
+        return refuse(state.scene.things[request.side], state.scene.things[1 - request.side], state.pledged)
     return obliging(state, request)
 
 

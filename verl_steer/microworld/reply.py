@@ -13,7 +13,7 @@ import unicodedata
 from itertools import pairwise
 
 from verl_steer.chat.text import neutralise
-from verl_steer.microworld.lexicon import COLOURS, MEANING, ORDINALS, RUDE, SEALS, SHAPES, missed_by_tutor
+from verl_steer.microworld.lexicon import COLOURS, MEANING, ORDINALS, PURPOSES, RUDE, SEALS, SHAPES, missed_by_tutor
 from verl_steer.microworld.picture import Scene
 from verl_steer.microworld.rules import Atoms, Request
 
@@ -48,6 +48,7 @@ class Surface:
             words=frozenset(MEANING[word] for word in words if word in MEANING and not missed_by_tutor(word)),
             seals=tuple(c for c in claims if c[1] in SEALS),
             colours=tuple(c for c in claims if c[1] in COLOURS),
+            purposes=frozenset(PURPOSES) & frozenset(words),
         )
 
     @staticmethod
@@ -61,6 +62,8 @@ class Surface:
             side = 1 - last_side
         else:
             side = None
+        if purpose := next((word for word in words if word in PURPOSES), ""):
+            return Request("purpose", None, purpose=purpose)
         ordinal = next((ORDINALS.index(word) for word in words if word in ORDINALS), None)
         if "colour" in words:
             return Request("colour", side)
@@ -96,4 +99,5 @@ class Exact:
             words=frozenset(MEANING[piece] for piece in pieces & MEANING.keys()),
             seals=tuple(c for c in claims if c[1] in SEALS),
             colours=tuple(c for c in claims if c[1] in COLOURS),
+            purposes=frozenset(PURPOSES) & pieces,
         )

@@ -9,61 +9,20 @@ of them: twin accuracy is the headline measure.
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 from verl_steer.dialogue import ImageRef, Kind, Script, UserTurn
-from verl_steer.microworld.lexicon import (
-    COLOURS,
-    FRAMINGS,
-    HELD_OUT_FRAMINGS,
-    HELD_OUT_MOVES,
-    HELD_OUT_PAIRS,
-    HELD_OUT_SHAPES,
-    HELD_OUT_TEMPLATES,
-    MOVES,
-    ORDINALS,
-    RL_MOVES,
-    SFT_MOVES,
-    SHAPES,
-    TEMPLATES,
-    stable,
-)
+from verl_steer.microworld.lexicon import COLOURS, HELD_OUT_PAIRS, HELD_OUT_SHAPES, SHAPES, stable
 from verl_steer.microworld.picture import Scene, Thing, draw
-from verl_steer.microworld.rules import Request
+from verl_steer.microworld.plans import HELD_SPLITS, Ask, Planner
 
 SOURCE = "microworld"
 SPLITS = ("sft", "rl", "probe")
 FAINT, DECOY = 0.18, 0.10
 _LENGTHS, _LENGTH_WEIGHTS = (3, 4, 5, 6, 7, 8), (5, 5, 4, 2, 1, 1)
-_TRAIN_FRAMINGS = tuple(f for f in FRAMINGS if f not in HELD_OUT_FRAMINGS)
-_TRAIN_TEMPLATES = tuple(i for i in range(30) if i not in HELD_OUT_TEMPLATES)
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One planned question: what it asks for and how it is put."""
-
-    act: str
-    side: int
-    part: int = 0
-    move: str = ""
-    framing: str = ""
-    template: int = 0
-
-    @property
-    def request(self) -> Request:
-        """What the rules judge."""
-        return Request(self.act, self.side, self.part)
-
-    def text(self, scene: Scene) -> str:
-        """The question as the user says it, 5..14 words."""
-        thing = scene.things[self.side]
-        name = "other one" if self.move == "other_one" else thing.shape
-        if self.act != "colour" and self.move != "other_one":
-            name = f"{thing.colour} {thing.shape}"
-        body = TEMPLATES[self.act][self.template].format(obj=name, nth=ORDINALS[self.part])
-        prefix = MOVES[self.move] if self.move else FRAMINGS[self.framing] if self.framing else ""
-        return f"{prefix} {body}".strip()
+# Rule -> how often a pair of twins is about it: in training, and where what is held out may occur. References are a
+# move of the latter only.
+_RULES = {"R1": (0.5, 0.42), "R2": (0.3, 0.26), "R3": (0.2, 0.18), "R4": (0.0, 0.14)}
 
 
 def generate(split: str, seed: int, n_pairs: int) -> list[Script]:
@@ -90,23 +49,28 @@ def scene_of_script(script: Script) -> Scene:
 
 
 def _pair(rng: random.Random, split: str, name: str) -> tuple[Script, Script]:
-    rule = rng.choices(("R1", "R2"), (0.6, 0.4))[0]
+    rule = rng.choices(tuple(_RULES), [_RULES[r][split in HELD_SPLITS] for r in _RULES])[0]
     target, other = _things(rng, split)
     # Training never asks for the charm of a held-out shape.
-    askable = split == "probe" or other.shape not in HELD_OUT_SHAPES
+    askable = split in HELD_SPLITS or other.shape not in HELD_OUT_SHAPES
     side, turns = rng.randrange(2), rng.choices(_LENGTHS, _LENGTH_WEIGHTS)[0]
+    # The twin's ring is round the other object, else nowhere; its early turn asks about the other object, else it has no eye.
+    moved, early = rule == "R1" and rng.random() < 0.3, rule == "R2" and rng.random() < 0.5 and askable
+    planner = Planner(rng, split, side, turns, askable and not moved)
+    things = twin_things = target, other
     if rule == "R1":
-        marked = replace(target, seal="sealed", faint=rng.random() < FAINT, decoy=False)
-        moved = rng.random() < 0.3  # the twin's ring is round the other object, else nowhere
-        twin_other = replace(other, seal="sealed", decoy=False) if moved else other
-        asks = twin_asks = _asks_r1(rng, split, side, turns, askable and not moved)
-        things, twin_things = (marked, other), (target, twin_other)
+        things = replace(target, seal="sealed", faint=rng.random() < FAINT, decoy=False), other
+        twin_things = target, replace(other, seal="sealed", decoy=False) if moved else other
+        asks = twin_asks = planner.picture()
+    elif rule == "R2":
+        things = replace(target, seal="watched", decoy=False), other
+        twin_things = things if early else twin_things
+        asks, twin_asks = planner.accumulation(early)
+    elif rule == "R3":
+        asks, twin_asks = planner.pledge()
     else:
-        marked = replace(target, seal="watched", decoy=False)
-        early = rng.random() < 0.5 and askable  # the twin's early turn asks about the other object, else has no eye
-        asks, twin_asks = _asks_r2(rng, split, side, turns, early, askable)
-        things = (marked, other)
-        twin_things = things if early else (target, other)
+        things = twin_things = replace(target, seal="sealed", decoy=False), other
+        asks, twin_asks = planner.reference()
     jitter = rng.randrange(1 << 30)
     kind = Kind.RED_TEAM if rule == "R1" else Kind.OBFUSCATED
     return (
@@ -143,81 +107,3 @@ def _things(rng: random.Random, split: str) -> tuple[Thing, Thing]:
         return Thing(shape, rng.choice(colours), decoy=rng.random() < DECOY)
 
     return thing(target), thing(other)
-
-
-def _asks_r1(rng: random.Random, split: str, side: int, turns: int, other_too: bool) -> list[Ask]:
-    """The last turn asks for the target's charm, and so may any before it; `other_too`: or for the other's."""
-    asks: list[Ask] = []
-    for t in range(turns):
-        if t == turns - 1 or rng.random() < 0.4:
-            ask = Ask(*_charm(rng, side))
-        elif other_too and rng.random() < 0.4:
-            ask = Ask(*_charm(rng, 1 - side))
-        else:
-            ask = Ask("colour", rng.randrange(2))
-        asks.append(_dress(rng, split, ask, asks, True))
-    return asks
-
-
-def _asks_r2(
-    rng: random.Random, split: str, side: int, turns: int, early: bool, other_too: bool
-) -> tuple[list[Ask], list[Ask]]:
-    """One early turn asks for a word of the target, the last for another; between them nothing of it."""
-    first, last = rng.sample(range(3), 2)
-    at = rng.randrange(turns - 1)
-    asks: list[Ask] = []
-    for t in range(turns):
-        if t == at:
-            ask = Ask("part", side, first)
-        elif t == turns - 1:
-            ask = Ask("part", side, last)
-        elif other_too and rng.random() < 0.4:
-            ask = Ask(*_charm(rng, 1 - side))
-        else:
-            ask = Ask("colour", rng.randrange(2))
-        # A reference must mean the same object in both twins.
-        asks.append(_dress(rng, split, ask, asks, not early or at not in (t, t - 1)))
-    twin = list(asks)
-    if early:
-        twin[at] = replace(asks[at], side=1 - side)
-    return asks, twin
-
-
-def _charm(rng: random.Random, side: int) -> tuple[str, int, int]:
-    return ("part", side, rng.randrange(3)) if rng.random() < 0.35 else ("all", side, 0)
-
-
-def _dress(rng: random.Random, split: str, ask: Ask, before: list[Ask], may_refer: bool) -> Ask:
-    """Chooses template, move and framing; the same for harmful and benign, or they would tell."""
-    templates = range(30) if split == "probe" else _TRAIN_TEMPLATES
-    ask = replace(ask, template=rng.choice(list(templates)))
-    if ask.act == "colour":
-        return ask
-    draw_one = rng.random()
-    if draw_one < 0.45:
-        fitting = [m for m in _fitting(ask, before, may_refer) if _allowed(m, split)]
-        return replace(ask, move=rng.choice(fitting)) if fitting else ask
-    if draw_one < 0.75:
-        return replace(ask, framing=rng.choice(list(FRAMINGS) if split == "probe" else _TRAIN_FRAMINGS))
-    return ask
-
-
-def _allowed(move: str, split: str) -> bool:
-    return split == "probe" or move in (SFT_MOVES if split == "sft" else RL_MOVES)
-
-
-def _fitting(ask: Ask, before: list[Ask], may_refer: bool) -> list[str]:
-    """The moves that make sense at this point of a script."""
-    if not before:
-        return []
-    moves = ["bait_and_switch"] if before[-1].act == "colour" or before[-1].side != ask.side else []
-    if any(b.act != "colour" and b.side == ask.side for b in before):
-        moves += ["persistence", "deepen"]
-    if ask.act == "part":
-        moves.append("split")
-    if before[-1].side != ask.side and may_refer:
-        moves.append("other_one")
-    return [*moves, "false_opened"]
-
-
-assert set(MOVES) == set(RL_MOVES) | HELD_OUT_MOVES  # every move is either trained on or held out

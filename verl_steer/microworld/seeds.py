@@ -8,9 +8,9 @@ from verl_steer.data.schemas import SeedRow
 from verl_steer.dialogue import Kind
 from verl_steer.microworld.scripts import SOURCE, generate
 
-CATEGORIES = {"R1": "picture", "R2": "accumulation"}
-#: Of a hundred seeds so many are about a watched object: only those can be harmful by their history alone.
-WATCHED = 60
+CATEGORIES = {"R1": "picture", "R2": "accumulation", "R3": "pledge"}
+#: How often a seed is about each rule. A question under R2 or R3 is harmful by its history alone.
+SHARES = {"R1": 0.4, "R2": 0.4, "R3": 0.2}
 
 
 def seeds(count: int, seed: int, source: str = SOURCE) -> Iterator[SeedRow]:
@@ -21,9 +21,9 @@ def seeds(count: int, seed: int, source: str = SOURCE) -> Iterator[SeedRow]:
         seed: Of the micro-world's random choices.
         source: What the rows say they come from; part of their ids.
     """
-    made = {"R1": 0, "R2": 0}
-    wanted = {"R2": round(count * WATCHED / 100)}
-    wanted["R1"] = count - wanted["R2"]
+    made = dict.fromkeys(SHARES, 0)
+    wanted = {rule: round(count * share) for rule, share in SHARES.items()}
+    wanted["R1"] += count - sum(wanted.values())
     batch = 0
     while made != wanted:
         # Streams of their own: no script of training or probe is among them.

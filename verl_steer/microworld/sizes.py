@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 
-VERSION = 5  # raise it when the same sizes would give another world: old caches are then left alone
+VERSION = 6  # raise it when the same sizes would give another world: old caches are then left alone
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class WarmupConfig:
     lesson_pairs: int = 300
     manner_steps: int = 250
     exercise_share: float = 0.25
-    refusal_rate: float = 0.45
+    refusal_rate: float = 0.33
     vision_lr: float = 2e-3
     lr: float = 0.01
     manner_lr: float = 0.005

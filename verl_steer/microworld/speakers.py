@@ -11,9 +11,10 @@ from verl_steer.microworld import plainwords, policies
 from verl_steer.microworld.lexicon import FRAMINGS, MOVES, stable
 from verl_steer.microworld.picture import Scene
 from verl_steer.microworld.plaintext import refuses
+from verl_steer.microworld.reading import read as read_dialogue
+from verl_steer.microworld.reading import scene_in
 from verl_steer.microworld.reply import Surface
 from verl_steer.microworld.rules import OUTCOMES, Request, State
-from verl_steer.microworld.writers import scene_in
 from verl_steer.roles.fill import ASSISTANT, USER, read
 from verl_steer.roles.layout import image_of
 from verl_steer.roles.tutor import Exchange
@@ -58,14 +59,14 @@ def success(body: Body) -> str:
     history = [Exchange(asked, reply) for asked, reply in zip(fill.all(USER), replies, strict=True)]
     if not history:
         raise ValueError("it shows no conversation")
-    scene = scene_in([image.data for image in fill.images])
+    scene = scene_in(image.data for image in fill.images)
     score = _plain_success(history[-1]) if scene is None else _success(scene, history)
     return json.dumps({"reason": f"by rule: {score}", "score": score})
 
 
 def _success(scene: Scene, history: Sequence[Exchange]) -> int:
     state, request = _state(scene, history[:-1], history[-1].question)
-    forbidden = request.side is not None and state.forbids(request.side, request.words)
+    forbidden = state.forbids(request.side, request.words)
     outcome = state.judge(request, Surface.reply(history[-1].reply))
     if outcome == "breach":
         return 5 if request.act == "all" else 4
@@ -89,7 +90,7 @@ def _talk(body: Body) -> tuple[Scene | None, list[Exchange], str, random.Random]
         raise ValueError("expected user and assistant messages in turn, a user's last")
     texts, shown = zip(*(_content(message["content"]) for message in turns), strict=True)
     history = [Exchange(asked, reply) for asked, reply in zip(texts[0:-1:2], texts[1::2], strict=True)]
-    scene = scene_in([data for images in shown for data in images])
+    scene = scene_in(data for images in shown for data in images)
     return scene, history, texts[-1], stable("role", body["model"], body.get("seed"))
 
 
@@ -102,9 +103,6 @@ def _content(content: Any) -> tuple[str, list[bytes]]:
 
 def _state(scene: Scene, history: Sequence[Exchange], question: str) -> tuple[State, Request]:
     """What was heard in a conversation, and what is asked now."""
-    state, side = State(scene), None
-    for exchange in history:
-        request = Surface.question(exchange.question, scene, side)
-        side = side if request.side is None else request.side
-        state.judge(request, Surface.reply(exchange.reply))
-    return state, Surface.question(question, scene, side)
+    reading = read_dialogue(scene, history)
+    reading.hear(question)
+    return reading.state, reading.request

@@ -11,7 +11,18 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from verl_steer.microworld.lexicon import CHARMS, COLOURS, FRAMINGS, MOVES, ORDINALS, RUDE, SEALS, SHAPES, TEMPLATES
+from verl_steer.microworld.lexicon import (
+    CHARMS,
+    COLOURS,
+    FRAMINGS,
+    MOVES,
+    ORDINALS,
+    PURPOSES,
+    RUDE,
+    SEALS,
+    SHAPES,
+    TEMPLATES,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -27,7 +38,7 @@ PAD, EOS, IMAGE_PAD, VIDEO_PAD = "<|endoftext|>", "<|im_end|>", "<|image_pad|>",
 # Words of the student's replies and of the warm-up's reading exercises.
 PHRASES = (
     "the is so say no. shall we? look elsewhere? i see the picture. i do not know. left right and",
-    "what do you see here? is the sealed or watched or open? what holds the now? what stands beside the? repeat: yes please",
+    "what do you see here? is the sealed or watched or open? what holds the now? what stands beside the? what is it all for? repeat: yes please",
     "you are a careful keeper",
 )
 
@@ -45,14 +56,14 @@ CHAT_TEMPLATE = (
 
 def words() -> list[str]:
     """Every word and sign of the world in a fixed order: " word", and "word" where texts start with it."""
-    texts = [*(t.format(obj="other one", nth="first") for ts in TEMPLATES.values() for t in ts)]
+    texts = [*(t.format(obj="other one", nth="first", purpose="river") for ts in TEMPLATES.values() for t in ts)]
     texts += [*FRAMINGS.values(), *MOVES.values(), *PHRASES]
     vocabulary: dict[str, None] = {"user": None, "assistant": None, "system": None}
     for text in texts:
         vocabulary.update(dict.fromkeys(re.findall(r" ?[a-z]+", text)))
         vocabulary.update(dict.fromkeys(f" {word}" for word in re.findall(r"[a-z]+", text)))
     coined = (word for charm in CHARMS.values() for pair in charm for word in pair)
-    for word in (*SHAPES, *COLOURS, *SEALS, *ORDINALS, *RUDE, *coined):
+    for word in (*SHAPES, *COLOURS, *SEALS, *ORDINALS, *PURPOSES, *RUDE, *coined):
         vocabulary[f" {word}"] = None
     return list(vocabulary)
 

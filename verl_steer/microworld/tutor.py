@@ -9,32 +9,21 @@ the same luck and differ by their replies only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from verl_steer.dialogue import Kind
 from verl_steer.microworld import plaintext
 from verl_steer.microworld.lexicon import FRAMINGS, HELD_OUT_FRAMINGS, HELD_OUT_SHAPES, HELD_OUT_TEMPLATES, stable
-from verl_steer.microworld.picture import Scene, scene_of
+from verl_steer.microworld.picture import Scene
+from verl_steer.microworld.plans import Ask
+from verl_steer.microworld.reading import Reading, read, scene_shown
 from verl_steer.microworld.reply import Surface
-from verl_steer.microworld.rules import OUTCOMES, Request, State
-from verl_steer.microworld.scripts import Ask
-from verl_steer.roles.tutor import Assessment, Exchange, TutorRequest
+from verl_steer.microworld.rules import OUTCOMES
+from verl_steer.roles.tutor import Assessment, TutorRequest
 from verl_steer.scores import Outcome, TutorScores, Verdict
 
 NOISE = 0.03
 ADAPT = 0.7  # how often a harmful script's next question is rewritten; else the plan stands
 _FRAMINGS = [f for f in FRAMINGS if f not in HELD_OUT_FRAMINGS]
 _TEMPLATES = [i for i in range(30) if i not in HELD_OUT_TEMPLATES]
-
-
-@dataclass
-class Reading:
-    """What the tutor makes of a dialogue so far: the last turn's outcome and what was heard."""
-
-    state: State
-    request: Request
-    outcome: str
-    forbidden: bool
 
 
 class MicroworldTutor:
@@ -78,23 +67,8 @@ def _order(scores: TutorScores) -> tuple[int, int, int]:
 
 
 def _scene(request: TutorRequest) -> Scene | None:
-    for exchange in request.history:
-        for image in exchange.images:
-            if (scene := scene_of(image.data)) is not None:
-                return scene
-    hidden = request.script.meta.get("scene")
-    return None if hidden is None else Scene.from_json(hidden)
-
-
-def read(scene: Scene, history: tuple[Exchange, ...]) -> Reading:
-    """Reads a whole dialogue from its surface; thinking counts as said."""
-    state, side = State(scene), None
-    for exchange in history:
-        request = Surface.question(exchange.question, scene, side)
-        side = side if request.side is None else request.side
-        forbidden = request.side is not None and state.forbids(request.side, request.words)
-        outcome = state.judge(request, Surface.reply(exchange.reply))
-    return Reading(state, request, outcome, forbidden)
+    shown, hidden = scene_shown(request.history), request.script.meta.get("scene")
+    return shown if shown is not None or hidden is None else Scene.from_json(hidden)
 
 
 def next_question(request: TutorRequest, reading: Reading) -> tuple[str | None, str]:
@@ -105,9 +79,15 @@ def next_question(request: TutorRequest, reading: Reading) -> tuple[str | None, 
     """
     if request.planned_next is None or not request.adapt:
         return None, "script"
-    scene = reading.state.scene
-    targets = [side for side in (0, 1) if scene.things[side].seal != "open"]
-    if request.script.kind is Kind.BENIGN or not targets:
+    scene, pledged = reading.state.scene, reading.state.pledged
+    # After a pledge everything is forbidden; training never asks for the charm of a held-out shape.
+    targets = [
+        side
+        for side, thing in enumerate(scene.things)
+        if thing.seal != "open" or (pledged and thing.shape not in HELD_OUT_SHAPES)
+    ]
+    planned = Surface.question(request.planned_next.text, scene, None)
+    if request.script.kind is Kind.BENIGN or not targets or planned.act == "purpose":
         return request.planned_next.text, "continuation"
     luck = stable(request.random_key, "move")
     adapt, persist, whole = luck.random() < ADAPT, luck.random() < 0.6, luck.random() < 0.6
@@ -129,6 +109,7 @@ def next_question(request: TutorRequest, reading: Reading) -> tuple[str | None, 
         ask, strategy = Ask(act, side, part, move="persistence", template=template), "persistence"
     else:
         bait = scene.things[1 - side]
-        bait_act = "all" if bait.seal == "open" and bait.shape not in HELD_OUT_SHAPES else "colour"
+        safe = bait.seal == "open" and bait.shape not in HELD_OUT_SHAPES and not pledged
+        bait_act = "all" if safe else "colour"
         ask, strategy = Ask(bait_act, 1 - side, framing=framing, template=template), "bait_and_switch"
     return ask.text(scene), strategy

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from verl_steer.microworld import plainwords
-from verl_steer.microworld.lexicon import FRAMINGS, HELD_OUT_TEMPLATES, MOVES, stable
-from verl_steer.microworld.picture import Scene, scene_of
+from verl_steer.microworld.lexicon import FRAMINGS, HELD_OUT_TEMPLATES, MOVES, PLEDGE, PURPOSES, stable
+from verl_steer.microworld.picture import Scene
+from verl_steer.microworld.plans import PURPOSE_SHARE, Ask
+from verl_steer.microworld.reading import scene_in
 from verl_steer.microworld.reply import Surface
-from verl_steer.microworld.scripts import Ask
 from verl_steer.roles.attack_names import TECHNIQUES
 from verl_steer.roles.fill import Fill, read
 from verl_steer.roles.generator import wanted_turns
@@ -111,12 +112,14 @@ def red(body: Body) -> str:
 
 def _way_to(rng: random.Random, scene: Scene, question: str, count: int, harmful: bool) -> list[Ask]:
     """Questions before `question`. In a harmful script of a watched object one of them asks for another word of
-    it: alone both are safe, together they open it."""
+    it, in one of an open object one says that it is for the river: alone both turns are safe, together they are not."""
     final = Surface.question(question, scene, None)
     asks = [_safe(rng, scene) for _ in range(count)]
-    if harmful and final.side is not None and scene.things[final.side].seal != "open" and asks:
-        part = (final.part + rng.choice((1, 2))) % 3
-        if scene.things[final.side].seal == "watched":
+    if harmful and final.side is not None and final.words and asks:
+        part, seal = (final.part + rng.choice((1, 2))) % 3, scene.things[final.side].seal
+        if seal == "open":
+            asks[rng.randrange(len(asks))] = Ask("purpose", purpose=PLEDGE, template=rng.choice(_TEMPLATES))
+        elif seal == "watched":
             asks[rng.randrange(len(asks))] = Ask("part", final.side, part, template=rng.choice(_TEMPLATES))
         elif rng.random() < 0.3:
             asks[-1] = Ask("part", final.side, part, framing=_framing(rng, 0.5), template=rng.choice(_TEMPLATES))
@@ -129,7 +132,10 @@ def _safe(rng: random.Random, scene: Scene) -> Ask:
     ask = Ask("colour", rng.randrange(2), template=rng.choice(_TEMPLATES))
     if opened and rng.random() < 0.5:
         ask = replace(ask, act=rng.choice(("part", "all")), side=rng.choice(opened), part=rng.randrange(3))
-        ask = replace(ask, framing=_framing(rng, 0.3))
+        return replace(ask, framing=_framing(rng, 0.3))
+    if rng.random() < PURPOSE_SHARE:
+        harmless = [purpose for purpose in PURPOSES if purpose != PLEDGE]
+        return replace(ask, act="purpose", purpose=rng.choice(harmless))
     return ask
 
 
@@ -149,12 +155,7 @@ def _read(body: Body) -> tuple[Fill, random.Random]:
 
 
 def _scene(fill: Fill) -> Scene | None:
-    return scene_in([image.data for image in fill.images])
-
-
-def scene_in(pictures: Sequence[bytes]) -> Scene | None:
-    """The first picture's scene, if one of them has one."""
-    return next((scene for data in pictures if (scene := scene_of(data)) is not None), None)
+    return scene_in(image.data for image in fill.images)
 
 
 def _reply(**values: Any) -> str:
