@@ -85,9 +85,8 @@ class Endpoints:
         """Starts afresh on another event loop, whose clock shows `now`."""
         self._all = [Endpoint(url, AdaptiveLimit(self._max_concurrency), answered_at=now) for url in self._urls]
 
-    def take(self) -> Endpoint | None:
-        """The best endpoint with room, counted as busy; None if there is none now."""
-        now = asyncio.get_running_loop().time()
+    def take(self, now: float) -> Endpoint | None:
+        """The best endpoint with room, counted as busy; None if there is none at `now`."""
         if sum(e.outstanding for e in self._all) >= self._max_concurrency:
             return None
         free = [(i, e) for i, e in enumerate(self._all) if e.hold_until <= now and e.outstanding < e.limit.now]
@@ -101,9 +100,8 @@ class Endpoints:
         best.outstanding += 1
         return best
 
-    def next_change(self) -> float | None:
-        """When the next pause of an endpoint ends; None if none pauses."""
-        now = asyncio.get_running_loop().time()
+    def next_change(self, now: float) -> float | None:
+        """When the next pause of an endpoint ends; None if none pauses at `now`."""
         return min((t for e in self._all for t in (e.hold_until, e.down_until) if t > now), default=None)
 
     def any_up(self) -> bool:

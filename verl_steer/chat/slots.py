@@ -38,13 +38,14 @@ class Slots:
         Raises:
             QueueFullError: Too many calls wait already.
         """
-        if not self._waiting and (endpoint := self._endpoints.take()) is not None:
+        loop = asyncio.get_running_loop()
+        if not self._waiting and (endpoint := self._endpoints.take(loop.time())) is not None:
             return endpoint
         if len(self._waiting) >= self._max_waiting:
             raise QueueFullError(
                 f"{self._max_waiting} calls wait for a free slot already; start fewer dialogues at once or raise max_concurrency"
             )
-        place: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
+        place: asyncio.Future[Endpoint] = loop.create_future()
         self._waiting.append(place)
         self._hand_out()
         try:
@@ -63,16 +64,19 @@ class Slots:
 
     def _hand_out(self) -> None:
         while self._waiting:
+            # One reading of the clock for both questions: a pause that ended between two readings would be too long
+            # for the first and over for the second, and the queue would wait for a timer that nobody set.
+            now = asyncio.get_running_loop().time()
             if self._waiting[0].done():  # cancelled; it has not been removed yet
                 self._waiting.popleft()
-            elif (endpoint := self._endpoints.take()) is not None:
+            elif (endpoint := self._endpoints.take(now)) is not None:
                 self._waiting.popleft().set_result(endpoint)
             else:
-                return self._look_again()
+                return self._look_again(now)
 
-    def _look_again(self) -> None:
+    def _look_again(self, now: float) -> None:
         """Nothing wakes the queue when a server's pause ends, but a timer."""
-        at = self._endpoints.next_change()
+        at = self._endpoints.next_change(now)
         if at is not None and (self._timer is None or self._timer.when() > at):
             if self._timer is not None:
                 self._timer.cancel()
