@@ -25,8 +25,8 @@ class ConfigError(ValueError):
 def parse(cls: type[T], mapping: Any, path: str) -> T:
     """Builds a dataclass from a mapping.
 
-    A field whose name ends in `_` (because the bare word is Python's) has the key without it. `null`
-    takes the field's default; a zero, an empty string and `false` are values like any other.
+    A field whose name ends in `_` (because the bare word is Python's) has the key without it. `null` is None where
+    the field may be None, and takes the default elsewhere; a zero, an empty string and `false` are values like any other.
 
     Args:
         cls: A dataclass whose fields are int, float, bool, str, tuples of str or float, mappings (taken as they are),
@@ -45,8 +45,11 @@ def parse(cls: type[T], mapping: Any, path: str) -> T:
     for key, value in mapping.items():
         if key not in keys:
             raise ConfigError(f"{path}.{key} is not a known key{nearest(str(key), keys)}")
+        name = keys[key]
         if value is not None:
-            values[keys[key]] = _value(f"{path}.{key}", value, hints[keys[key]])
+            values[name] = _value(f"{path}.{key}", value, hints[name])
+        elif NoneType in get_args(hints[name]):
+            values[name] = None
     try:
         return cls(**values)
     except ConfigError:
