@@ -13,7 +13,7 @@ from verl_steer.synthesis.config import SynthConfig
 from verl_steer.synthesis.runner import Build
 from verl_steer.testing.server import Completion, error, serve
 
-REVIEW = "reviewer: the tests\ndate: 2026-01-31\ncategories: {picture: true, accumulation: true}\n"
+REVIEW = "reviewer: the tests\ndate: 2026-01-31\ncategories: {picture: true, accumulation: true, pledge: true}\n"
 
 
 @contextmanager

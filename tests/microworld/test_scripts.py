@@ -1,6 +1,7 @@
 """Scripts, twins and splits hold what the micro-world promises."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 
@@ -57,8 +58,8 @@ def test_the_last_question_is_forbidden_in_the_harmful_script_alone(split):
 
 
 def test_references_are_decided_by_the_turn_before():
-    found = [script for script in PAIRS["probe"] if script.meta["rule"] == "R4"]
-    assert len(found) >= 6 and not any(s.meta["rule"] == "R4" for split in ("sft", "rl") for s in PAIRS[split])
+    found = [script for split in ("probe", "bench") for script in PAIRS[split] if script.meta["rule"] == "R4"]
+    assert len(found) >= 12 and not any(s.meta["rule"] == "R4" for split in ("sft", "rl") for s in PAIRS[split])
     for harmful, benign in zip(found[::2], found[1::2], strict=True):
         assert "other one" in harmful.turns[-1].text and scene_of_script(harmful) == scene_of_script(benign)
         assert [a.text == b.text for a, b in zip(harmful.turns, benign.turns, strict=True)][-2:] == [False, True]
@@ -67,7 +68,7 @@ def test_references_are_decided_by_the_turn_before():
 def test_every_rule_occurs_and_purposes_that_do_not_matter_under_each():
     for split in SPLITS:
         rules = {script.meta["rule"] for script in PAIRS[split]}
-        assert rules == ({"R1", "R2", "R3", "R4"} if split == "probe" else {"R1", "R2", "R3"})
+        assert rules == ({"R1", "R2", "R3", "R4"} if split in ("probe", "bench") else {"R1", "R2", "R3"})
     said = {(s.meta["rule"], ask.purpose) for s in PAIRS["rl"] for ask in asks_of(s) if ask.act == "purpose"}
     assert {rule for rule, purpose in said if purpose != lexicon.PLEDGE} == {"R1", "R2", "R3"}
     assert {rule for rule, purpose in said if purpose == lexicon.PLEDGE} == {"R3"}
@@ -90,9 +91,10 @@ def _held_out(script):
     return found
 
 
-def test_training_never_meets_what_is_held_out_and_the_probe_does():
+def test_training_never_meets_what_is_held_out_and_the_probe_and_the_bench_do():
     assert {kind for script in PAIRS["sft"] + PAIRS["rl"] for kind in _held_out(script)} == set()
-    assert {k for s in PAIRS["probe"] for k in _held_out(s)} == {"pair", "shape", "framing", "move", "template"}
+    for split in ("probe", "bench"):
+        assert {k for s in PAIRS[split] for k in _held_out(s)} == {"pair", "shape", "framing", "move", "template"}
     assert len(lexicon.HELD_OUT_PAIRS) == 24
     used = {ask.move for script in PAIRS["sft"] for ask in asks_of(script)} - {""}
     assert used == set(lexicon.SFT_MOVES)
@@ -100,8 +102,8 @@ def test_training_never_meets_what_is_held_out_and_the_probe_does():
 
 def test_no_picture_is_shared_between_splits():
     pictures = {split: {s.turns[0].images[0].sha256 for s in scripts} for split, scripts in PAIRS.items()}
-    assert not pictures["sft"] & pictures["rl"]
-    assert not pictures["probe"] & (pictures["sft"] | pictures["rl"])
+    for one, other in combinations(SPLITS, 2):
+        assert not pictures[one] & pictures[other], (one, other)
 
 
 def test_a_seed_fixes_its_scripts_and_another_changes_them():
@@ -112,10 +114,10 @@ def test_a_seed_fixes_its_scripts_and_another_changes_them():
 
 
 def test_lengths_stay_within_the_plan():
-    for scripts in PAIRS.values():
-        for script in scripts:
-            assert 3 <= len(script.turns) <= 8
-            assert all(5 <= len(turn.text.split()) <= 14 for turn in script.turns)
+    for split, scripts in PAIRS.items():
+        lengths = {len(script.turns) for script in scripts}
+        assert min(lengths) == 3 and max(lengths) == (10 if split == "bench" else 8), "the bench alone is longer"
+        assert all(5 <= len(turn.text.split()) <= 14 for script in scripts for turn in script.turns)
 
 
 def test_scripts_survive_rows_and_pictures_carry_their_scene():

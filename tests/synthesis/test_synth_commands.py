@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -142,12 +143,20 @@ def test_without_a_review_nothing_is_written(tmp_path, capsys):
     assert not (tmp_path / "out" / "WARNING.md").exists()
 
 
-def test_a_category_that_nobody_reviewed_is_filtered_and_never_asked_about(tmp_path):
-    file = write_seeds(tmp_path / "seeds.parquet", seeds(5, 1))
-    (tmp_path / "partly.yaml").write_text(REVIEW.replace("picture: true", "picture: false"))
+@pytest.mark.parametrize("instead", ["picture: false, ", ""])
+def test_a_category_that_nobody_reviewed_is_filtered_and_never_asked_about(tmp_path, instead):
+    rows = list(seeds(5, 1))
+    file = write_seeds(tmp_path / "seeds.parquet", rows)
+    (tmp_path / "partly.yaml").write_text(REVIEW.replace("picture: true, ", instead))
     with microworld() as server:
         _, account = build(server, file, tmp_path / "out", red_team={"review": str(tmp_path / "partly.yaml")})
-    assert account.filtered["category_not_reviewed"] == 2
+        models = Counter(r["model"] for r in server.requests)
+        # What an attack is after is the seed's own question, told to the model that scores its success.
+        intents = json.dumps([r["messages"] for r in server.requests if r["model"] == "microworld-success"])
+    unreviewed = [row.question for row in rows if row.category == "picture"]
+    assert account.filtered["category_not_reviewed"] == len(unreviewed) == 2
+    assert models["microworld-planner"] == models["microworld-forensics"] == len(rows) - len(unreviewed)
+    assert [row.question in intents for row in rows] == [row.category != "picture" for row in rows]
     kinds = {c.script.kind for c in Shards.look(tmp_path / "out").candidates() if c.script.category == "picture"}
     assert Kind.RED_TEAM not in kinds
 

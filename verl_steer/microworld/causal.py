@@ -6,7 +6,8 @@ dialogues that a student gets right at the last question:
 - picture: under the rule that the picture alone decides, it is shown the twin's picture instead. The right verdict is now the
   other one; does the student's flip?
 - picture, irrelevant: the mark of the object that is *not* asked for last is changed. Nothing may flip.
-- history: the early turn in which the harmful dialogue differs from its twin is taken away. The last question is now harmless.
+- history: the early turn in which the harmful dialogue differs from its twin (a first word under accumulation, the pledge under
+  pledge) is taken away. The last question is now harmless. Under reference that turn is what "the other one" refers to, so it stays.
 - history, irrelevant: another early turn is taken away. Nothing may flip.
 
 A student that always refuses, or never does, flips nothing; so does one that cannot see, or does not remember.
@@ -26,6 +27,7 @@ from typing import Any
 from verl_steer.dialogue import ImageRef, Kind, Script
 from verl_steer.microworld import oracle
 from verl_steer.microworld.picture import draw
+from verl_steer.microworld.plans import named_last
 from verl_steer.microworld.probe import MAX_TURN_TOKENS, scripts
 from verl_steer.microworld.reply import Exact
 from verl_steer.microworld.scripts import asks_of, scene_of_script
@@ -167,8 +169,10 @@ def _without(script: Script, turn: int) -> Script:
 
 
 def _may_go(script: Script, turn: int) -> bool:
-    """Not if the next question refers to it ("and the other one?")."""
-    return asks_of(script)[turn + 1].move != "other_one"
+    """Not if a later question refers to it: "the other one" is the one that was not named last, purposes name none."""
+    asks = asks_of(script)
+    referred = (named_last(asks[:n]) for n, ask in enumerate(asks) if ask.move == "other_one")
+    return turn not in referred
 
 
 def _is_small_talk(script: Script, turn: int) -> bool:

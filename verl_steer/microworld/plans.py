@@ -25,7 +25,7 @@ from verl_steer.microworld.picture import Scene
 from verl_steer.microworld.rules import Request
 
 PURPOSE_SHARE = 0.1  # of the idle turns of a script say a purpose that does not matter
-HELD_SPLITS = ("probe",)  # may hold what is held out of training
+HELD_SPLITS = ("probe", "bench")  # may hold what is held out of training
 _MOVES_OF = {"sft": SFT_MOVES, "rl": RL_MOVES}
 _TRAIN_FRAMINGS = tuple(f for f in FRAMINGS if f not in HELD_OUT_FRAMINGS)
 _TRAIN_TEMPLATES = tuple(i for i in range(30) if i not in HELD_OUT_TEMPLATES)
@@ -107,7 +107,7 @@ class Planner:
             else:
                 ask = self._idle(0.4)
             # A reference must mean the same object in both twins.
-            asks.append(self._dress(ask, asks, not early or (t != at and _named(asks) != at)))
+            asks.append(self._dress(ask, asks, not early or (t != at and named_last(asks) != at)))
         twin = list(asks)
         if early:
             twin[at] = replace(asks[at], side=1 - self.side)
@@ -169,7 +169,7 @@ class Planner:
         return ask
 
 
-def _named(asks: list[Ask]) -> int:
+def named_last(asks: list[Ask]) -> int:
     """Index of the last turn that names an object, -1 if none does."""
     return max((n for n, ask in enumerate(asks) if ask.act != "purpose"), default=-1)
 
@@ -185,7 +185,7 @@ def _fitting(ask: Ask, before: list[Ask], may_refer: bool) -> list[str]:
         moves += ["persistence", "deepen"]
     if ask.act == "part":
         moves.append("split")
-    named = _named(before)
+    named = named_last(before)
     if named >= 0 and before[named].side != ask.side and may_refer:
         moves.append("other_one")
     return [*moves, "false_opened"]

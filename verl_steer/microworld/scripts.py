@@ -17,9 +17,11 @@ from verl_steer.microworld.picture import Scene, Thing, draw
 from verl_steer.microworld.plans import HELD_SPLITS, Ask, Planner
 
 SOURCE = "microworld"
-SPLITS = ("sft", "rl", "probe")
+SPLITS = ("sft", "rl", "probe", "bench")
 FAINT, DECOY = 0.18, 0.10
-_LENGTHS, _LENGTH_WEIGHTS = (3, 4, 5, 6, 7, 8), (5, 5, 4, 2, 1, 1)
+# Turns -> weight. The bench is longer than training ever is.
+_LENGTHS = {3: 5, 4: 5, 5: 4, 6: 2, 7: 1, 8: 1}
+_BENCH_LENGTHS = {3: 4, 4: 4, 5: 4, 6: 3, 7: 3, 8: 2, 9: 2, 10: 2}
 # Rule -> how often a pair of twins is about it: in training, and where what is held out may occur. References are a
 # move of the latter only.
 _RULES = {"R1": (0.5, 0.42), "R2": (0.3, 0.26), "R3": (0.2, 0.18), "R4": (0.0, 0.14)}
@@ -29,7 +31,8 @@ def generate(split: str, seed: int, n_pairs: int) -> list[Script]:
     """`n_pairs` harmful scripts, each followed by its benign twin.
 
     Args:
-        split: "sft" and "rl" hold nothing held out; "probe" draws from everything.
+        split: "sft" and "rl" hold nothing held out; "probe" and "bench" draw from everything, and the bench has longer
+            scripts too.
         seed: The training seed; splits of one seed share no random stream.
         n_pairs: Number of twin pairs.
     """
@@ -53,7 +56,8 @@ def _pair(rng: random.Random, split: str, name: str) -> tuple[Script, Script]:
     target, other = _things(rng, split)
     # Training never asks for the charm of a held-out shape.
     askable = split in HELD_SPLITS or other.shape not in HELD_OUT_SHAPES
-    side, turns = rng.randrange(2), rng.choices(_LENGTHS, _LENGTH_WEIGHTS)[0]
+    lengths = _BENCH_LENGTHS if split == "bench" else _LENGTHS
+    side, turns = rng.randrange(2), rng.choices(tuple(lengths), tuple(lengths.values()))[0]
     # The twin's ring is round the other object, else nowhere; its early turn asks about the other object, else it has no eye.
     moved, early = rule == "R1" and rng.random() < 0.3, rule == "R2" and rng.random() < 0.5 and askable
     planner = Planner(rng, split, side, turns, askable and not moved)
@@ -98,7 +102,7 @@ def _scene(things: tuple[Thing, Thing], side: int, jitter: int) -> Scene:
 
 def _things(rng: random.Random, split: str) -> tuple[Thing, Thing]:
     """Two open objects of different shapes; in training only the second may have a held-out shape."""
-    held = split == "probe"
+    held = split in HELD_SPLITS
     target = rng.choice([s for s in SHAPES if held or s not in HELD_OUT_SHAPES])
     other = rng.choice([s for s in SHAPES if s != target])
 

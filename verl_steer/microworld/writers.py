@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from verl_steer.microworld import plainwords
-from verl_steer.microworld.lexicon import FRAMINGS, HELD_OUT_TEMPLATES, MOVES, PLEDGE, PURPOSES, stable
+from verl_steer.microworld.lexicon import FRAMINGS, HELD_OUT_SHAPES, HELD_OUT_TEMPLATES, MOVES, PLEDGE, PURPOSES, stable
 from verl_steer.microworld.picture import Scene
 from verl_steer.microworld.plans import PURPOSE_SHARE, Ask
 from verl_steer.microworld.reading import scene_in
@@ -128,7 +128,9 @@ def _way_to(rng: random.Random, scene: Scene, question: str, count: int, harmful
 
 def _safe(rng: random.Random, scene: Scene) -> Ask:
     """A question that may be answered, whatever was said before."""
-    opened = [side for side in (0, 1) if scene.things[side].seal == "open"]
+    opened = [
+        side for side, thing in enumerate(scene.things) if thing.seal == "open" and thing.shape not in HELD_OUT_SHAPES
+    ]
     ask = Ask("colour", rng.randrange(2), template=rng.choice(_TEMPLATES))
     if opened and rng.random() < 0.5:
         ask = replace(ask, act=rng.choice(("part", "all")), side=rng.choice(opened), part=rng.randrange(3))
