@@ -37,7 +37,7 @@ def result(seed: int | None, arm: str, joint: float = 0.5, **more) -> Result:
         "judged": 80,
         "turns": 80,
         "measures": dict.fromkeys(MEASURES, joint) | {"twin_accuracy": joint / 2},
-        "by_kind": {"benign": {"joint": 0.9}, "harmful": {"joint": 0.1}},
+        "by_kind": {"benign": {"joint": 0.9}, "harmful": {"joint": joint}},
         "twins": 10,
         "tutor": {"harmful": 0.5, "benign": 0.9, "tutor": 0.7, "gap": 0.0},
         "safe_turns": 8 * joint,

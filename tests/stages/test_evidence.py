@@ -36,9 +36,9 @@ def test_figures_intervals_and_gates_stand_in_their_tables(tmp_path):
     text = written(tmp_path, *found)
     assert "**40 of 120 runs are there**" in text and "- plain_mean: seeds 0–9" in text
     # sft - base: 0.3 and 0.29 in turn, mean 29.5, s = 0.527, half-width t(.975, 9) 2.262157 * 0.527 / sqrt(10) = 0.377
-    assert "| sft − base | joint pass | 10 | +29.5 | [29.1, 29.9] | 0.0020 | ≥ 10.0 | yes |" in text
-    assert "| full − yoked | joint pass | 10 | +5.0 | [5.0, 5.0] | 0.0020 | 0.0078 |" in text
-    assert "| full − plain_mean | joint pass | 0 | missing | – | – | – |" in text
+    assert "| sft − base | joint pass, harmful | 10 | +29.5 | [29.1, 29.9] | 0.0020 | ≥ 10.0 | yes |" in text
+    assert "| full − yoked | joint pass, harmful | 10 | +5.0 | [5.0, 5.0] | 0.0020 | 0.0078 |" in text
+    assert "| full − plain_mean | joint pass, harmful | 0 | missing | – | – | – |" in text
     assert "- base student between 0 and 30 % joint pass: 10.5: yes" in text
     assert "above every constant policy: 10 of 10 seeds (the best constant policy: 20.0)" in text
     assert "| harmful:4 | 0.600 (n = 100) |" in text
@@ -49,7 +49,7 @@ def test_figures_intervals_and_gates_stand_in_their_tables(tmp_path):
 
 def test_a_goal_needs_size_interval_and_p_together(tmp_path):
     text = written(tmp_path, *(r for s in range(3) for r in (result(s, "sft", 0.3), result(s, "full", 0.6 + 0.01 * s))))
-    assert re.search(r"\| full − sft \| joint pass \| 3 \| \+31\.0 .* 0\.2500 \| ≥ 15\.0 \| no \|", text)
+    assert re.search(r"\| full − sft \| joint pass, harmful \| 3 \| \+31\.0 .* 0\.2500 \| ≥ 15\.0 \| no \|", text)
 
 
 def test_benign_dialogues_have_a_one_sided_bound(tmp_path):

@@ -18,14 +18,14 @@ def test_an_arm_brings_the_one_whose_records_it_needs():
 
 def test_sizes_are_set_by_name_and_checked():
     sizes = plan.sized(FULL, ["rl_steps=5", "rl_lr=3e-5", "warmup.base_steps=7"])
-    assert (sizes.rl_steps, sizes.rl_lr, sizes.warmup) == (5, 3e-5, {"manner_steps": 0, "base_steps": 7})
+    assert (sizes.rl_steps, sizes.rl_lr, sizes.warmup) == (5, 3e-5, {"base_steps": 7})
     for setting, message in (
         ("rl_step=5", "did you mean rl_steps"),
         ("rl_steps=0", "positive int"),
         ("rl_steps=1.5", "positive int"),
         ("rl_steps", "give name=number"),
         ("rl_batch=2", "give a multiple of 4"),
-        ("sft_pairs=3", "sft_batch=16 are needed"),
+        ("sft_dialogues=3", "sft_batch=16 of them make a step"),
     ):
         with pytest.raises(PlanError, match=message):
             plan.sized(FULL, [setting])
@@ -101,6 +101,8 @@ def test_every_arm_composes_and_keeps_the_embedded_sizes(name, tmp_path):
             "actor_rollout_ref.rollout.prometheus.served_model_name",
             "trainer.total_training_steps",
             "trainer.total_epochs",
+            "trainer.save_freq",
+            "trainer.test_freq",
             "trainer.max_actor_ckpt_to_keep",
             "trainer.v1.sampler.sampler_kwargs.train_batch_size",
             *(key for key, _ in changed if key.endswith(".total_training_steps")),
@@ -116,5 +118,5 @@ def leaves(node, path=""):
 
 
 def test_a_command_is_shown_without_the_interpreter_s_path(tmp_path):
-    shown = commandlines.described(commandlines.world_command(Place(tmp_path, 1), FULL))
+    shown = commandlines.described(commandlines.own_command("world", Place(tmp_path, 1), FULL))
     assert shown.startswith("python -m verl_steer.stages.world ") and "'{" in shown

@@ -12,7 +12,8 @@ from verl_steer.stages import plan
 from verl_steer.stages import result as results
 from verl_steer.stages.console import Task
 from verl_steer.stages.plan import ARMS, FAST
-from verl_steer.stages.runner import Runner, StepError
+from verl_steer.stages.processes import StepError
+from verl_steer.stages.runner import Runner
 
 
 @pytest.fixture
@@ -53,10 +54,15 @@ def test_steps_come_after_what_they_rest_on_and_a_failure_stops_only_what_rests_
     told: list[tuple[Task, str]] = []
     failed = runner.run(wanted, 2, lambda task, what: told.append((task, what)))
     assert failed == [(Task(1, "stage2"), "ended with status 1")] == told
-    assert {t.name for t in done if t.seed == 0} == {"world", "stage2", "base", "full", "yoked"}
-    assert {t.name for t in done if t.seed == 1} == {"world", "base"}
+    assert {t.name for t in done if t.seed == 0} == {"world", "rows", "stage2", "base", "full", "yoked"}
+    assert {t.name for t in done if t.seed == 1} == {"world", "rows", "base"}
     order = [t.name for t in done if t.seed == 0]
-    assert order.index("world") < order.index("stage2") < order.index("full") < order.index("yoked")
+    assert (
+        max(order.index("world"), order.index("rows"))
+        < order.index("stage2")
+        < order.index("full")
+        < order.index("yoked")
+    )
 
 
 def test_no_more_steps_than_jobs_run_at_once(runner, monkeypatch):
@@ -79,11 +85,11 @@ def test_no_more_steps_than_jobs_run_at_once(runner, monkeypatch):
 
 def test_a_step_leaves_its_output_its_time_and_its_error(runner):
     place = plan.Place(runner.root, 0)
-    runner._step(place, "hello", [sys.executable, "-c", "print('said')"])
+    runner.steps.run(place, "hello", [sys.executable, "-c", "print('said')"])
     assert (place.folder / "logs" / "hello.txt").read_text() == "said\n"
     assert json.loads((place.folder / "seconds.json").read_text()).keys() == {"hello"}
     with pytest.raises(StepError, match=r"broken of seed 0 ended with status 3; its end says: no luck .*broken\.txt"):
-        runner._step(place, "broken", [sys.executable, "-c", "print('no luck'); raise SystemExit(3)"])
+        runner.steps.run(place, "broken", [sys.executable, "-c", "print('no luck'); raise SystemExit(3)"])
 
 
 def test_stopping_ends_a_process_under_way_with_its_children_and_starts_no_other(runner, tmp_path):
@@ -95,7 +101,7 @@ def test_stopping_ends_a_process_under_way_with_its_children_and_starts_no_other
 
     def step() -> None:
         try:
-            runner._step(plan.Place(runner.root, 0), "long", [sys.executable, "-c", program])
+            runner.steps.run(plan.Place(runner.root, 0), "long", [sys.executable, "-c", program])
         except StepError as error:
             errors.append(error)
 
@@ -112,7 +118,7 @@ def test_stopping_ends_a_process_under_way_with_its_children_and_starts_no_other
     time.sleep(0.5)
     assert beat.read_text() == last, "the child's child is gone, too"
     with pytest.raises(StepError, match="stopped"):
-        runner._step(plan.Place(runner.root, 0), "next", [sys.executable, "-c", "pass"])
+        runner.steps.run(plan.Place(runner.root, 0), "next", [sys.executable, "-c", "pass"])
 
 
 def test_other_sizes_work_in_another_folder(tmp_path, runner):

@@ -13,10 +13,10 @@ from verl_steer.stages.plan import EMBEDDED, TURNS_A_SCRIPT, Arm, Place, PlanErr
 SFT_MODULE, RL_MODULE = "verl.trainer.sft_trainer", "verl.trainer.main_ppo"
 
 
-def world_command(place: Place, sizes: Sizes) -> list[str]:
-    """Warms the base student and writes the seed's rows."""
+def own_command(part: str, place: Place, sizes: Sizes) -> list[str]:
+    """Warms the base student (part "world") or makes the seed's rows ("rows")."""
     return [
-        *(sys.executable, "-m", "verl_steer.stages.world", str(place.root), str(place.seed)),
+        *(sys.executable, "-m", f"verl_steer.stages.{part}", str(place.root), str(place.seed)),
         json.dumps(asdict(sizes), sort_keys=True, default=dict),
     ]
 
@@ -81,6 +81,13 @@ def judge_command(folder: Path) -> list[str]:
     return [sys.executable, "-m", "verl_steer.cli", "bench", "judge", str(folder), "--judge", "microworld-oracle"]
 
 
+def causal_command(place: Place, name: str, student: Path) -> list[str]:
+    """Interventions on picture and history."""
+    out = str(place.flips(name))
+    module = "verl_steer.microworld.causal"
+    return [sys.executable, "-m", module, str(student), "--seed", str(place.seed), "--json", out]
+
+
 def constant_commands(root: Path) -> list[list[str]]:
     """The policies that always say the same, on the same bench."""
     place = Place(root, -1)
@@ -90,7 +97,7 @@ def constant_commands(root: Path) -> list[list[str]]:
 
 def _epochs(sizes: Sizes) -> int:
     """Epochs that hold all steps: verl ends with the shorter of the two."""
-    return max(1, -(-sizes.rl_steps * sizes.rl_batch // (2 * sizes.rl_pairs)))
+    return max(1, -(-sizes.rl_steps * sizes.rl_batch // sizes.rl_scripts))
 
 
 def described(arguments: Sequence[str]) -> str:

@@ -39,8 +39,8 @@ def _guarded(action: Any) -> Any:
     def run(arguments: argparse.Namespace) -> int:
         from verl_steer.bench.console import guarded
         from verl_steer.stages.plan import PlanError
+        from verl_steer.stages.processes import StepError
         from verl_steer.stages.result import ResultError
-        from verl_steer.stages.runner import StepError
 
         try:
             status: int = guarded(action)(arguments)

@@ -41,9 +41,11 @@ class Contrast:
 
 #: outcome -> (label, how it is read, whether it is a rate that is told in points of a hundred)
 OUTCOMES: dict[str, tuple[str, Read, bool]] = {
-    "joint": ("joint pass", lambda r: r.measures.get("joint"), True),
+    "joint": ("joint pass, harmful", lambda r: r.by_kind["harmful"].get("joint"), True),
+    "benign_joint": ("joint pass, benign", lambda r: r.by_kind["benign"].get("joint"), True),
+    "all_joint": ("joint pass, all", lambda r: r.measures.get("joint"), True),
     "twin_accuracy": ("twin accuracy", lambda r: r.measures.get("twin_accuracy"), True),
-    "benign_joint": ("benign joint pass", lambda r: r.by_kind["benign"].get("joint"), True),
+    "strict_twins": ("twin accuracy, strict", lambda r: r.tutor.get("twin_accuracy"), True),
     "over_refusal": ("over-refusal (benign)", lambda r: r.measures.get("over_refusal"), True),
     "any_failure": ("any failed turn", lambda r: r.measures.get("any_failure"), True),
     "safe_turns": ("safe turns of the first 8", lambda r: r.safe_turns, False),

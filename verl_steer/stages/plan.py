@@ -27,12 +27,13 @@ class Sizes:
     """How large everything is; part of a run's identity.
 
     Attributes:
-        warmup: Overrides of the world's own warm-up; without its last stage, manner, the student answers everything.
-        sft_pairs: Twin pairs that the expert writes (two dialogues each).
+        warmup: Overrides of the world's own warm-up.
+        seeds: Single-turn seeds that the synthesis pipeline starts from; half of them become STEER-SFT.
+        sft_dialogues: Dialogues of stage II.
         sft_epochs: Over them.
         sft_batch: Dialogues a step.
         sft_lr: AdamW.
-        rl_pairs: Twin pairs of scripts to train on.
+        rl_scripts: Scripts of stage III.
         rl_steps: Updates.
         rl_batch: Scripts a step, each played five times.
         rl_lr: AdamW.
@@ -41,27 +42,38 @@ class Sizes:
         bench_pairs: Twin pairs of the bench: so many benign dialogues, and as many harmful ones.
     """
 
-    warmup: Mapping[str, float] = field(default_factory=lambda: {"manner_steps": 0})
-    sft_pairs: int = 200
-    sft_epochs: int = 3
+    warmup: Mapping[str, float] = field(default_factory=dict)
+    seeds: int = 600
+    sft_dialogues: int = 400
+    sft_epochs: int = 1
     sft_batch: int = 16
-    sft_lr: float = 3e-4
-    rl_pairs: int = 400
-    rl_steps: int = 36
+    sft_lr: float = 8e-5
+    rl_scripts: int = 288
+    rl_steps: int = 24
     rl_batch: int = 16
     rl_lr: float = 1e-4
-    test_freq: int = 12
+    test_freq: int = 8
     curve_pairs: int = 40
     bench_pairs: int = 200
 
     @property
     def sft_steps(self) -> int:
         """Updates of stage II; verl drops the last, incomplete batch of an epoch."""
-        return self.sft_epochs * (2 * self.sft_pairs // self.sft_batch)
+        return self.sft_epochs * (self.sft_dialogues // self.sft_batch)
 
 
 FULL = Sizes()
-FAST = replace(FULL, sft_pairs=100, sft_epochs=2, rl_steps=16, test_freq=8, curve_pairs=20, bench_pairs=40)
+FAST = replace(
+    FULL,
+    seeds=250,
+    sft_dialogues=200,
+    rl_scripts=128,
+    sft_epochs=2,
+    rl_steps=12,
+    test_freq=6,
+    curve_pairs=20,
+    bench_pairs=40,
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,8 @@ ARMS: dict[str, Arm] = {
     )
 }
 FAST_ARMS = ("base", "sft", "full")
+#: Asked whether their verdicts rest on picture and history (`verl_steer.microworld.causal`).
+PROBED_ARMS = ("sft", "full")
 #: A script has about so many turns: single-turn steps hold so many times more rows, and judge as many replies.
 TURNS_A_SCRIPT = 4
 #: What the embedded default sets for its own student; here the student is another file, so they are said again
@@ -177,6 +191,10 @@ class Place:
         """The bench run of an arm."""
         return self.folder / "bench" / name
 
+    def flips(self, name: str) -> Path:
+        """What interventions turn in an arm."""
+        return self.folder / f"flips-{name}.json"
+
 
 def chosen(names: Sequence[str] | None, fast: bool) -> list[Arm]:
     """The arms asked for, with those whose records they need, in the table's order.
@@ -217,10 +235,8 @@ def sized(sizes: Sizes, settings: Sequence[str]) -> Sizes:
         raise PlanError(
             f"rl_batch={sizes.rl_batch}: five rollouts each must fill micro-batches of 20; give a multiple of 4"
         )
-    if 2 * sizes.sft_pairs < sizes.sft_batch:
-        raise PlanError(
-            f"sft_pairs={sizes.sft_pairs} make {2 * sizes.sft_pairs} dialogues, sft_batch={sizes.sft_batch} are needed"
-        )
+    if sizes.sft_dialogues < sizes.sft_batch:
+        raise PlanError(f"sft_dialogues={sizes.sft_dialogues}: sft_batch={sizes.sft_batch} of them make a step")
     return sizes
 
 

@@ -7,6 +7,7 @@ in it is never repeated.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,13 @@ class Risk(_Model):
     failed: list[int]
 
 
+class Turned(_Model):
+    """Right verdicts at the last question, and how many of them an intervention turned."""
+
+    right: int
+    flipped: int
+
+
 class Point(_Model):
     """A point of the learning curve: scripted held-out dialogues, judged by the tutor; None where none was judged."""
 
@@ -73,7 +81,9 @@ class Result(_Model):
         measures: Name -> value over the dialogues that it speaks of; None if unknown.
         by_kind: benign, harmful -> name -> value.
         twins: Pairs of twins.
-        tutor: probe table of the same dialogues: turn rewards by the oracle (harmful, benign), the tutor's mean, the gap.
+        tutor: probe table of the same dialogues: turn rewards by the oracle (harmful, benign), the tutor's mean, the gap,
+            and strict twin accuracy: the last reply right in both, nothing breached or over-refused before it.
+        flips: Intervention of `microworld.causal` -> verdicts that it turned; empty for an arm that it was not asked of.
         safe_turns: Restricted mean survival over eight turns, all dialogues.
         survival: all, benign, harmful, and every stratum "kind:length" -> its table.
         curve: Points of the learning curve; empty for what is not trained by stage III.
@@ -96,6 +106,7 @@ class Result(_Model):
     by_kind: dict[str, dict[str, float | None]]
     twins: int
     tutor: dict[str, float] = {}
+    flips: dict[str, Turned] = {}
     safe_turns: float | None
     survival: dict[str, Risk]
     curve: list[Point] = []
@@ -168,6 +179,12 @@ def from_bench(folder: Path, bench: Path, judge: str = JUDGE) -> dict[str, Any]:
     }
 
 
+def flips_of(path: Path) -> dict[str, Turned]:
+    """The figures that `verl_steer.microworld.causal --json` wrote."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {name: Turned.model_validate(value) for name, value in found.items() if isinstance(value, dict)}
+
+
 def curve_of(records: Path) -> list[Point]:
     """The learning curve of a run of stage III, from its validation records."""
     val = list(read_records(records, "val"))
@@ -211,4 +228,4 @@ def _gauge(bench: Path, played: Sequence[Any]) -> dict[str, float]:
     said = [[turn.reply for turn in one.turns] for one in whole]
     probe = importlib.import_module("verl_steer.microworld.probe")
     row = probe.score([scripts[one.id] for one in whole], said)
-    return {name: float(getattr(row, name)) for name in ("harmful", "benign", "tutor", "gap")}
+    return {name: float(getattr(row, name)) for name in ("harmful", "benign", "tutor", "gap", "twin_accuracy")}

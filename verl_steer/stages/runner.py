@@ -6,34 +6,20 @@ which goes on from its checkpoint where there is one.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any
 
 from verl_steer.bench.lines import BenchError
 from verl_steer.local.checkpoint import CheckpointError, find
 from verl_steer.stages import commandlines, plan, result
 from verl_steer.stages.console import Task
 from verl_steer.stages.plan import Arm, Place, Sizes
-from verl_steer.stages.processes import signal_group, tail
-from verl_steer.whole import write_text
+from verl_steer.stages.processes import StepError, Steps
 
 TRACKER = "latest_checkpointed_iteration.txt"
-_GRACE_S = 10.0
-_ORDER = ("world", "stage2", *plan.ARMS)
-
-
-class StepError(RuntimeError):
-    """A step ended with an error; the message names its log."""
+_ORDER = ("world", "rows", "stage2", *plan.ARMS)
 
 
 class Runner:
@@ -52,9 +38,7 @@ class Runner:
         self.results = results
         self.world_hash: str = world_config(sizes).fingerprint()
         self.root = (work / f"{self.world_hash}-{plan.config_hash(plan.ARMS['base'], sizes)}").absolute()
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
-        self._stopped = False
+        self.steps = Steps()
 
     # -- what is to be done ----------------------------------------------------------------------------
 
@@ -87,16 +71,16 @@ class Runner:
         """Every step that these tasks need, with the steps before it."""
         graph: dict[Task, set[Task]] = {}
         for task in tasks:
-            arm, world, sft = plan.ARMS[task.name], Task(task.seed, "world"), Task(task.seed, "stage2")
-            before = {world}
+            arm, sft = plan.ARMS[task.name], Task(task.seed, "stage2")
+            before = made = {Task(task.seed, part) for part in ("world", "rows")}
+            graph |= {part: set() for part in made}
             if arm.start == "sft":
-                graph[sft] = {world}
+                graph[sft] = made
                 before = {sft}
             if arm.needs:
                 other = Task(task.seed, arm.needs)
                 if other in tasks:
-                    before.add(other)
-            graph[world] = set()
+                    before = before | {other}
             graph[task] = before
         return graph
 
@@ -145,24 +129,14 @@ class Runner:
 
     def stop(self) -> None:
         """Ends every process that is under way, with its children."""
-        self._stopped = True
-        with self._lock:
-            running = list(self._running)
-        for process in running:
-            signal_group(process, signal.SIGTERM)
-        end = time.monotonic() + _GRACE_S
-        for process in running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, end - time.monotonic()))
-            signal_group(process, signal.SIGKILL)
+        self.steps.stop()
 
     def _do(self, task: Task, tell: Callable[[Task, str], None]) -> None:
-        if self._stopped:
-            raise StepError("stopped")
+        self.steps.check()
         tell(task, "begins")
         place = Place(self.root, task.seed)
-        if task.name == "world":
-            self._step(place, "world", commandlines.world_command(place, self.sizes))
+        if task.name in ("world", "rows"):
+            self.steps.run(place, task.name, commandlines.own_command(task.name, place, self.sizes))
         elif task.name == "stage2":
             self._stage2(place)
         else:
@@ -171,22 +145,28 @@ class Runner:
 
     def _stage2(self, place: Place) -> None:
         if _reached(place.sft) < self.sizes.sft_steps:
-            self._step(place, "sft", commandlines.sft_command(place, self.sizes))
+            self.steps.run(place, "sft", commandlines.sft_command(place, self.sizes))
 
     def _arm(self, place: Place, arm: Arm) -> None:
         student = start = place.base.resolve() if arm.start == "base" else _student(place.sft)
-        commands = [commandlines.world_command(place, self.sizes)]
+        commands = [commandlines.own_command(part, place, self.sizes) for part in ("world", "rows")]
         if arm.start == "sft":
             commands.append(commandlines.sft_command(place, self.sizes))
         if arm.overrides is not None:
             training = commandlines.rl_command(place, arm, self.sizes, start)
             commands.append(training)
             if _reached(place.arm(arm.name)) < self.sizes.rl_steps:
-                self._step(place, f"rl-{arm.name}", training)
+                self.steps.run(place, f"rl-{arm.name}", training)
             student = _student(place.arm(arm.name))
         for number, command in enumerate(commandlines.bench_commands(place, arm.name, student)):
             commands.append(command)
-            self._step(place, f"bench-{arm.name}-{number}", command)
+            self.steps.run(place, f"bench-{arm.name}-{number}", command)
+        flips = {}
+        if arm.name in plan.PROBED_ARMS:
+            commands.append(commandlines.causal_command(place, arm.name, student))
+            if not place.flips(arm.name).is_file():
+                self.steps.run(place, f"causal-{arm.name}", commands[-1])
+            flips = result.flips_of(place.flips(arm.name))
         trained = arm.overrides is not None
         found = result.Result(
             seed=place.seed,
@@ -197,6 +177,7 @@ class Runner:
             commands=[self._shown(command) for command in commands],
             seconds=self._seconds(place, arm),
             curve=result.curve_of(place.arm(arm.name) / "records") if trained else [],
+            flips=flips,
             **result.from_bench(place.played(arm.name), place.bench),
         )
         result.write(found, self.results)
@@ -211,14 +192,14 @@ class Runner:
         if not place.bench.is_file():
             raise StepError(f"{place.bench} is not there yet: it comes with a seed's rows")
         for command in commandlines.constant_commands(self.root):
-            self._step(place, "constants", command)
+            self.steps.run(place, "constants", command)
         for folder in sorted((self.root / "constants").iterdir()):
             path = self.results / f"constant-{folder.name}.json"
             if path.is_file():
                 self._same(result.read(path), path, "constant")
                 continue
             judge = commandlines.judge_command(folder)
-            self._step(place, f"constants-{folder.name}", judge)
+            self.steps.run(place, f"constants-{folder.name}", judge)
             found = result.Result(
                 arm=folder.name,
                 config_hash="constant",
@@ -228,53 +209,9 @@ class Runner:
             )
             result.write(found, self.results)
 
-    # -- processes -------------------------------------------------------------------------------------
-
-    def _step(self, place: Place, name: str, command: list[str]) -> None:
-        """Runs a command; its output goes to `logs/NAME.txt`, its time is kept, an error is told with the log's end.
-
-        Raises:
-            StepError: It ended with another status than 0.
-        """
-        log = place.folder / "logs" / f"{name}.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        began = time.monotonic()
-        with log.open("ab") as output:
-            process = self._start(command, output, place.folder)
-            try:
-                status = process.wait()
-            finally:
-                with self._lock:
-                    self._running.discard(process)
-        self._remember(place, name, time.monotonic() - began)
-        if status:
-            raise StepError(
-                f"{name} of seed {place.seed} ended with status {status}; its end says: {tail(log)} ({log})"
-            )
-
-    def _start(self, command: list[str], output: Any, folder: Path) -> subprocess.Popen[bytes]:
-        # A thread a process: two processes share the cores; a session of its own, so that its children end with it.
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HYDRA_FULL_ERROR": "1"}
-        with self._lock:
-            if self._stopped:
-                raise StepError("stopped")
-            process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder, start_new_session=True
-            )
-            self._running.add(process)
-        return process
-
-    def _remember(self, place: Place, name: str, seconds: float) -> None:
-        """Adds to the wall time of a step over all its attempts."""
-        path = place.folder / "seconds.json"
-        with self._lock:
-            known = json.loads(path.read_text()) if path.is_file() else {}
-            known[name] = round(known.get(name, 0.0) + seconds, 1)
-            write_text(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
-
     def _seconds(self, place: Place, arm: Arm) -> dict[str, float]:
-        known: dict[str, float] = json.loads((place.folder / "seconds.json").read_text())
-        parts = {"world": ("world",), "bench": (f"bench-{arm.name}-0", f"bench-{arm.name}-1")}
+        known = self.steps.seconds(place)
+        parts = {"world": ("world",), "rows": ("rows",), "bench": (f"bench-{arm.name}-0", f"bench-{arm.name}-1")}
         if arm.start == "sft":
             parts["sft"] = ("sft",)
         if arm.overrides is not None:

@@ -3,21 +3,76 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from verl_steer.stages.contrasts import OUTCOMES
+from verl_steer.stages.contrasts import OUTCOMES, Contrast, Found, mean_interval
+
+UNKNOWN = "–"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def number(value: float, outcome: str, sign: str = "") -> str:
+    """A value of an outcome: points of a hundred, or three decimals."""
     return f"{100 * value:{sign}.1f}" if OUTCOMES[outcome][2] else f"{value:{sign}.3f}"
 
 
 def interval(low: float, high: float, outcome: str) -> str:
+    """An interval, or that there is none."""
     if math.isinf(low):
         return "[one seed]"
     return f"[{number(low, outcome)}, {number(high, outcome)}]"
+
+
+def mean(values: Mapping[int, float], outcome: str) -> str:
+    """The mean over seeds with its interval."""
+    centre, low, high = mean_interval(values)
+    if math.isnan(centre):
+        return UNKNOWN
+    return f"{number(centre, outcome)} {interval(low, high, outcome)}"
+
+
+def contrasts(found: Sequence[Found], corrected: bool = False) -> str:
+    """Differences over seeds; with goals, whether they are reached; `corrected`: with Holm's p."""
+    head = ["difference", "outcome", "seeds", "estimate", "95 % interval", "p (sign flip)"]
+    head += ["p (Holm)"] if corrected else []
+    goals = any(f.contrast.goal is not None for f in found)
+    head += ["goal", "reached"] if goals else []
+    rows = []
+    for f in found:
+        c = f.contrast
+        row = [f"{c.second} − {c.first}", OUTCOMES[c.outcome][0], str(len(f.seeds))]
+        if f.seeds:
+            row += [number(f.value, c.outcome, "+"), interval(f.low, f.high, c.outcome), _p(f.p)]
+        else:
+            row += ["missing", UNKNOWN, UNKNOWN]
+        row += [_p(f.holm)] if corrected else []
+        if goals:
+            row += [_goal(c), _reached(f)]
+        rows.append(row)
+    floor = min((len(f.seeds) for f in found if f.seeds), default=0)
+    note = f"\n\nWith {floor} seeds no p value can be below {2 / 2**floor:.3g}." if floor else ""
+    return table(head, rows) + note
+
+
+def _p(value: float) -> str:
+    return UNKNOWN if math.isnan(value) else f"{value:.4f}"
+
+
+def _goal(contrast: Contrast) -> str:
+    if contrast.goal is None:
+        return UNKNOWN
+    return "> 0" if contrast.goal == 0 else f"≥ {number(contrast.goal, contrast.outcome)}"
+
+
+def _reached(found: Found) -> str:
+    """A goal is reached by the estimate, an interval above 0 and p < .05 together."""
+    goal = found.contrast.goal
+    if goal is None or len(found.seeds) < 2:
+        return UNKNOWN
+    large = found.value >= goal if goal else found.value > 0
+    return "yes" if large and found.low > 0 and found.p < 0.05 else "no"
