@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Sets up and runs the tests.
-#   bash tests/run.sh            everything that needs neither a GPU nor vLLM
-#   bash tests/run.sh --quick    without the tests that train
-#   bash tests/run.sh --patched  everything, on a copy of the pinned verl with all of patches/ applied
+#   bash tests/run.sh            everything that needs neither a GPU nor vLLM, but for the heavy tests
+#   bash tests/run.sh --quick    without the tests that train, too
+#   bash tests/run.sh --heavy    the heavy tests alone: long runs whose properties have smaller tests in the default run
+#   bash tests/run.sh --patched  everything, the heavy tests too, on a copy of the pinned verl with all of patches/ applied
 #   bash tests/run.sh --vllm     verl's vLLM rollout, a real vLLM tutor, and a bench whose model and judge are on vLLM;
 #                                on the CPU, in .venv-vllm
 #   bash tests/run.sh --algorithms   every row of the algorithm table, two real steps each, and the page made from them
-# Further arguments go to pytest.
+# Further arguments go to pytest. A selection of yours (-k, paths) after no option finds heavy tests, too.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case "${1:-}" in
@@ -36,7 +37,12 @@ case "${1:-}" in
     ;;
   --quick)
     shift
-    set -- -m "not train and not algorithms" "$@"
+    set -- -m "not train and not heavy and not algorithms" "$@"
+    ;;
+  --heavy)
+    shift
+    bash tests/setup.sh dev
+    exec "${VERL_STEER_VENV:-.venv}/bin/python" -m pytest -m heavy "$@"
     ;;
 esac
 bash tests/setup.sh dev
@@ -45,5 +51,5 @@ python="${VERL_STEER_VENV:-.venv}/bin/python"
 "$python" -m ruff format --check .
 "$python" -m mypy
 # The coverage of the core is a promise of the whole suite, not of a selection.
-if [ $# -eq 0 ]; then set -- --cov --cov-report=term:skip-covered --cov-fail-under=95; fi
+if [ $# -eq 0 ]; then set -- -m "not heavy" --cov --cov-report=term:skip-covered --cov-fail-under=95; fi
 exec "$python" -m pytest "$@"

@@ -241,6 +241,7 @@ async def test_its_servers_start_in_a_pool_of_their_own_and_one_that_dies_is_a_l
 
 
 @pytest.mark.train
+@pytest.mark.heavy
 def test_two_steps_with_a_tutor_that_the_run_serves_itself(tmp_path):
     """Student and tutor of random weights; the tutor's replies are held to its schema, not to its lock."""
     student, tutor = build_tiny_vlm(tmp_path / "student"), build_tiny_tutor(tmp_path / "tutor")

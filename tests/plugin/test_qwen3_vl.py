@@ -62,6 +62,7 @@ def _moody_tutor(body: dict) -> Completion:
 
 
 @pytest.mark.train
+@pytest.mark.heavy
 def test_two_steps_through_main_ppo_agree_with_the_rollout(tmp_path: Path) -> None:
     """Pictures in the first turn, two at once, in a later turn, and none: positions and DeepStack of every kind."""
     build_tiny_qwen3_vl(tmp_path / "student")

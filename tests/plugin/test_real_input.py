@@ -49,7 +49,7 @@ def tutor_url():
         process.wait(timeout=20)
 
 
-@pytest.mark.parametrize("image_turn", [1, 2])
+@pytest.mark.parametrize("image_turn", [pytest.param(1, marks=pytest.mark.heavy), 2])
 def test_every_turn_of_400_real_dialogues_has_an_outcome_on_record(tmp_path, capsys, tutor_url, image_turn):
     Image.new("RGB", (56, 56), "navy").save(tmp_path / "picture.png")
     picture = ["--image", str(tmp_path / "picture.png"), "--image-turn", str(image_turn)]

@@ -70,6 +70,7 @@ class Switchable:
         self.server = self._stack.enter_context(serve(tutor, port=self._port))
 
 
+@pytest.mark.heavy
 def test_an_outage_is_waited_out_and_one_that_lasts_ends_the_run_which_then_resumes(base, tmp_path):
     switch, tracker = Switchable(), tmp_path / "out" / "latest_checkpointed_iteration.txt"
     overrides = (
@@ -113,6 +114,7 @@ def test_an_outage_is_waited_out_and_one_that_lasts_ends_the_run_which_then_resu
     assert not any(r["masked"] for r in records)
 
 
+@pytest.mark.heavy
 def test_five_steps_with_faults_that_stay_finish_invent_no_score_and_show_no_key(base, tmp_path, monkeypatch):
     monkeypatch.setenv("STEER_TEST_KEY", KEY)
     ray_folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # a socket's path must be short
