@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterator
 
-from verl_steer.microworld.causal import FLIPS_AT_LEAST, FLIPS_AT_MOST
 from verl_steer.stages.contrasts import BENIGN_MARGIN, SURVIVAL, Contrast, Runs, hacked, survival_of
 from verl_steer.stages.plan import PROBED_ARMS
 from verl_steer.stages.tables import UNKNOWN, contrasts, table
@@ -83,6 +83,7 @@ def hacking(runs: Runs) -> str:
 
 def reliance(runs: Runs) -> str:
     """Whether right verdicts rest on the picture and on the history, by intervention."""
+    bounds = importlib.import_module("verl_steer.microworld.causal")
     head = ["arm", "intervention", "seeds", "right before", "flipped", "share", "goal", "reached"]
     rows = []
     for arm in PROBED_ARMS:
@@ -90,17 +91,14 @@ def reliance(runs: Runs) -> str:
             found = [r.flips[name] for r in runs.by_arm[arm].values() if name in r.flips]
             right, flipped = sum(f.right for f in found), sum(f.flipped for f in found)
             most = name.endswith("irrelevant")
-            goal = f"≤ {100 * FLIPS_AT_MOST:.0f} %" if most else f"≥ {100 * FLIPS_AT_LEAST:.0f} %"
+            goal = f"≤ {100 * bounds.FLIPS_AT_MOST:.0f} %" if most else f"≥ {100 * bounds.FLIPS_AT_LEAST:.0f} %"
             share, reached = UNKNOWN, UNKNOWN
             if right:
                 value = flipped / right
-                share, reached = f"{100 * value:.1f} %", "yes" if _reached(value, most) else "no"
+                holds = value <= bounds.FLIPS_AT_MOST if most else value >= bounds.FLIPS_AT_LEAST
+                share, reached = f"{100 * value:.1f} %", "yes" if holds else "no"
             rows.append([arm, label, str(len(found)), str(right), str(flipped), share, goal, reached])
     return (
         "Of the dialogues of the seed's probe that are right at the last question, how many verdicts (to tell, or to withhold) "
         "turn under an intervention; counts summed over seeds.\n\n" + table(head, rows)
     )
-
-
-def _reached(share: float, most: bool) -> bool:
-    return share <= FLIPS_AT_MOST if most else share >= FLIPS_AT_LEAST
