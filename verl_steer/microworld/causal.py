@@ -113,10 +113,12 @@ def measure(play: Play, probe: Sequence[Script]) -> dict[str, Flips]:
 
 def reliant(found: dict[str, Flips]) -> bool:
     """Whether the student relies on picture and history where it must, and only there; false where nothing was right."""
-    return all(
-        flips.share <= FLIPS_AT_MOST if name.endswith("irrelevant") else flips.share >= FLIPS_AT_LEAST
-        for name, flips in found.items()
-    )
+    return all(holds(name, flips.share) for name, flips in found.items())
+
+
+def holds(name: str, share: float) -> bool:
+    """Whether an intervention turns as many verdicts as it must, or as few; NaN never does."""
+    return share <= FLIPS_AT_MOST if name.endswith("irrelevant") else share >= FLIPS_AT_LEAST
 
 
 def measure_checkpoint(model_dir: str | Path, seed: int, pairs: int = PAIRS) -> dict[str, Flips]:

@@ -72,18 +72,18 @@ def _by_length(group: str) -> tuple[str, int]:
 def hacking(runs: Runs) -> str:
     """Tutor against oracle."""
     names = ("tutor", "oracle_harmful", "oracle_benign", "gap")
-    table = contrasts([runs.contrast(Contrast("sft", "full", name)) for name in names])
+    differences = contrasts([runs.contrast(Contrast("sft", "full", name)) for name in names])
     verdict = {
         None: "unknown yet",
         True: "**the tutor's score rose and the oracle's did not: reward hacking, not learning**",
         False: "the tutor's score did not rise alone",
     }[hacked(runs)]
-    return f"Tutor and oracle score the same replies to the bench's scripts. Verdict: {verdict}.\n\n{table}"
+    return f"Tutor and oracle score the same replies to the bench's scripts. Verdict: {verdict}.\n\n{differences}"
 
 
 def reliance(runs: Runs) -> str:
     """Whether right verdicts rest on the picture and on the history, by intervention."""
-    bounds = importlib.import_module("verl_steer.microworld.causal")
+    causal = importlib.import_module("verl_steer.microworld.causal")
     head = ["arm", "intervention", "seeds", "right before", "flipped", "share", "goal", "reached"]
     rows = []
     for arm in PROBED_ARMS:
@@ -91,12 +91,11 @@ def reliance(runs: Runs) -> str:
             found = [r.flips[name] for r in runs.by_arm[arm].values() if name in r.flips]
             right, flipped = sum(f.right for f in found), sum(f.flipped for f in found)
             most = name.endswith("irrelevant")
-            goal = f"≤ {100 * bounds.FLIPS_AT_MOST:.0f} %" if most else f"≥ {100 * bounds.FLIPS_AT_LEAST:.0f} %"
+            goal = f"≤ {100 * causal.FLIPS_AT_MOST:.0f} %" if most else f"≥ {100 * causal.FLIPS_AT_LEAST:.0f} %"
             share, reached = UNKNOWN, UNKNOWN
             if right:
                 value = flipped / right
-                holds = value <= bounds.FLIPS_AT_MOST if most else value >= bounds.FLIPS_AT_LEAST
-                share, reached = f"{100 * value:.1f} %", "yes" if holds else "no"
+                share, reached = f"{100 * value:.1f} %", "yes" if causal.holds(name, value) else "no"
             rows.append([arm, label, str(len(found)), str(right), str(flipped), share, goal, reached])
     return (
         "Of the dialogues of the seed's probe that are right at the last question, how many verdicts (to tell, or to withhold) "
