@@ -13,7 +13,7 @@ from verl_steer.stages import result as results
 from verl_steer.stages.console import Task
 from verl_steer.stages.plan import ARMS, FAST
 from verl_steer.stages.processes import StepError
-from verl_steer.stages.runner import Runner
+from verl_steer.stages.runner import TRACKER, Runner
 
 
 @pytest.fixture
@@ -124,3 +124,28 @@ def test_stopping_ends_a_process_under_way_with_its_children_and_starts_no_other
 def test_other_sizes_work_in_another_folder(tmp_path, runner):
     other = Runner(tmp_path / "work", tmp_path / "results", plan.sized(FAST, ["rl_steps=3"]))
     assert other.root != runner.root and other.world_hash == runner.world_hash
+
+
+def test_an_arm_whose_records_another_arm_reads_is_trained_again_where_only_its_result_is(runner, monkeypatch):
+    """Results travel with the repository, records do not."""
+    results.write(own(runner, 0, "full"), runner.results)
+    place = plan.Place(runner.root, 0)
+    begun: list[str] = []
+
+    def run(_, name: str, command) -> None:
+        begun.append(name)
+        if name.startswith("bench"):
+            raise StepError("far enough")
+
+    monkeypatch.setattr(runner.steps, "run", run)
+    monkeypatch.setattr("verl_steer.stages.runner.find", lambda folder: folder)
+    assert runner.missing([0], [ARMS["full"], ARMS["yoked"]]) == [Task(0, "yoked")]
+    with pytest.raises(StepError, match="far enough"):
+        runner._arm(place, ARMS["yoked"])
+    assert begun == ["rl-full", "rl-yoked", "bench-yoked-0"]
+    place.arm("full").mkdir(parents=True)
+    (place.arm("full") / TRACKER).write_text(str(runner.sizes.rl_steps))
+    begun.clear()
+    with pytest.raises(StepError, match="far enough"):
+        runner._arm(place, ARMS["yoked"])
+    assert begun == ["rl-yoked", "bench-yoked-0"]

@@ -152,11 +152,10 @@ class Runner:
         commands = [commandlines.own_command(part, place, self.sizes) for part in ("world", "rows")]
         if arm.start == "sft":
             commands.append(commandlines.sft_command(place, self.sizes))
+        if arm.needs:
+            self._stage3(place, plan.ARMS[arm.needs], start)
         if arm.overrides is not None:
-            training = commandlines.rl_command(place, arm, self.sizes, start)
-            commands.append(training)
-            if _reached(place.arm(arm.name)) < self.sizes.rl_steps:
-                self.steps.run(place, f"rl-{arm.name}", training)
+            commands.append(self._stage3(place, arm, start))
             student = _student(place.arm(arm.name))
         for number, command in enumerate(commandlines.bench_commands(place, arm.name, student)):
             commands.append(command)
@@ -181,6 +180,13 @@ class Runner:
             **result.from_bench(place.played(arm.name), place.bench),
         )
         result.write(found, self.results)
+
+    def _stage3(self, place: Place, arm: Arm, start: Path) -> list[str]:
+        """Trains an arm to its last step; a result without its records, from another machine, does not stop that."""
+        training = commandlines.rl_command(place, arm, self.sizes, start)
+        if _reached(place.arm(arm.name)) < self.sizes.rl_steps:
+            self.steps.run(place, f"rl-{arm.name}", training)
+        return training
 
     def constants(self) -> None:
         """Plays the constant policies on the bench and writes their results; those that are there stand.
