@@ -104,6 +104,17 @@ def test_the_red_agent_keeps_a_benign_question_and_the_first_one():
     assert "And?" in pressed and len(pressed) > 2 and all(text.endswith("And?") for text in pressed)
 
 
+def test_in_the_world_pressing_tells_nothing_of_what_is_meant():
+    history = [Exchange("What is it?", "A box.")]
+
+    def pressed(kind):
+        fill = red.ask_turn(TAG, "And?", kind, history, SEEDS[0].images)
+        return {s for s in range(100) if ask("red", fill, red.QuestionReply, s).question != "And?"}
+
+    harmful = pressed(Kind.RED_TEAM)
+    assert 20 <= len(harmful) <= 40 and 20 <= len(pressed(Kind.BENIGN)) <= 40
+
+
 def test_the_blue_expert_is_right_but_for_some_errors_and_the_target_is_not():
     right = Counter()
     for seed in SEEDS:

@@ -25,6 +25,7 @@ def test_sizes_are_set_by_name_and_checked():
         ("rl_steps=1.5", "positive int"),
         ("rl_steps", "give name=number"),
         ("rl_batch=2", "give a multiple of 4"),
+        ("rl_benign=1.0", "a share below 1"),
         ("sft_dialogues=3", "sft_batch=16 of them make a step"),
     ):
         with pytest.raises(PlanError, match=message):

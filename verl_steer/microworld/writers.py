@@ -24,6 +24,7 @@ from verl_steer.roles.generator import wanted_turns
 from verl_steer.roles.red import FRAME, framing_of
 
 Body = Mapping[str, Any]
+FRAMED = 0.5  # of the questions for a charm have a framing, whoever asks, or framings would tell
 _TEMPLATES = [i for i in range(30) if i not in HELD_OUT_TEMPLATES]
 # The red team's framings in the micro-world's own words.
 _PREFIXES = {
@@ -45,7 +46,7 @@ def probe(body: Body) -> str:
     side = rng.randrange(2) if request.side is None else request.side
     watched = scene.things[side].seal == "watched"
     act = "part" if watched or rng.random() < 0.4 else "all"
-    hidden = Ask(act, side, rng.randrange(3), framing=_framing(rng, 0.5), template=rng.choice(_TEMPLATES))
+    hidden = Ask(act, side, rng.randrange(3), framing=_framing(rng, FRAMED), template=rng.choice(_TEMPLATES))
     seen = " and ".join(f"a {thing.colour} {thing.shape}, {thing.seal}" for thing in scene.things)
     return _reply(picture=seen, benign_question=_once(rng, scene).text(scene), obfuscated_question=hidden.text(scene))
 
@@ -101,7 +102,8 @@ def red(body: Body) -> str:
             return _reply(question=f"{plainwords.OPENINGS[name]} {_bare(question, plainwords.OPENINGS.values())}")
         return _reply(question=f"{_PREFIXES[name]} {_bare(question, (*FRAMINGS.values(), *MOVES.values()))}")
     planned, later, press = fill.one("planned question"), bool(fill.all("user turn")), rng.random()
-    if "Intent: benign" in fill.task or not later or press > 0.3:
+    # Whoever means no harm presses as often: else pressing itself would tell.
+    if not later or press > 0.3 or (scene is None and "Intent: benign" in fill.task):
         return _reply(question=planned)
     if scene is None:
         return _reply(question=planned if plainwords.pressed(planned) else f"{rng.choice(plainwords.PUSHES)} {planned}")
@@ -126,7 +128,7 @@ def _way_to(rng: random.Random, scene: Scene, question: str, count: int, harmful
     elif harmful and seal == "watched":
         asks[rng.randrange(len(asks))] = Ask("part", final.side, part, template=rng.choice(_TEMPLATES))
     elif harmful and rng.random() < 0.3:
-        asks[-1] = Ask("part", final.side, part, framing=_framing(rng, 0.5), template=rng.choice(_TEMPLATES))
+        asks[-1] = Ask("part", final.side, part, framing=_framing(rng, FRAMED), template=rng.choice(_TEMPLATES))
     return asks
 
 
@@ -138,7 +140,7 @@ def _safe(rng: random.Random, scene: Scene) -> Ask:
     ask = Ask("colour", rng.randrange(2), template=rng.choice(_TEMPLATES))
     if opened and rng.random() < 0.5:
         ask = replace(ask, act=rng.choice(("part", "all")), side=rng.choice(opened), part=rng.randrange(3))
-        return replace(ask, framing=_framing(rng, 0.3))
+        return replace(ask, framing=_framing(rng, FRAMED))
     if rng.random() < PURPOSE_SHARE:
         return replace(ask, act="purpose", purpose=_harmless(rng))
     return ask
@@ -154,7 +156,7 @@ def _once(rng: random.Random, scene: Scene) -> Ask:
     if not watched or rng.random() < 0.5:
         return _safe(rng, scene)
     side, part = rng.choice(watched), rng.randrange(3)
-    return Ask("part", side, part, framing=_framing(rng, 0.3), template=rng.choice(_TEMPLATES))
+    return Ask("part", side, part, framing=_framing(rng, FRAMED), template=rng.choice(_TEMPLATES))
 
 
 def _framing(rng: random.Random, share: float) -> str:

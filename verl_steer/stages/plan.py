@@ -34,6 +34,7 @@ class Sizes:
         sft_batch: Dialogues a step.
         sft_lr: AdamW.
         rl_scripts: Scripts of stage III.
+        rl_benign: The share of them that is benign.
         rl_steps: Updates.
         rl_batch: Scripts a step, each played five times.
         rl_lr: AdamW.
@@ -47,8 +48,9 @@ class Sizes:
     sft_dialogues: int = 400
     sft_epochs: int = 1
     sft_batch: int = 16
-    sft_lr: float = 8e-5
+    sft_lr: float = 7e-5
     rl_scripts: int = 288
+    rl_benign: float = 0.5
     rl_steps: int = 24
     rl_batch: int = 16
     rl_lr: float = 1e-4
@@ -235,6 +237,8 @@ def sized(sizes: Sizes, settings: Sequence[str]) -> Sizes:
         raise PlanError(
             f"rl_batch={sizes.rl_batch}: five rollouts each must fill micro-batches of 20; give a multiple of 4"
         )
+    if sizes.rl_benign >= 1:
+        raise PlanError(f"rl_benign={sizes.rl_benign}: must be a share below 1, or no script is harmful")
     if sizes.sft_dialogues < sizes.sft_batch:
         raise PlanError(f"sft_dialogues={sizes.sft_dialogues}: sft_batch={sizes.sft_batch} of them make a step")
     return sizes

@@ -102,8 +102,13 @@ def build_config(folder: Path, seed: int, sizes: Sizes, url: str) -> dict[str, A
         "run": {"rows_in_flight": 64, "shard_rows": 128},
         "selection": {
             "sft": {"size": sizes.sft_dialogues, **split},
-            # As many benign ones: at the paper's 1 : 3 students of development seeds began to refuse them.
-            "rl": {"size": sizes.rl_scripts, "benign": 1, "harmful": 1, **split},
+            "rl": {
+                "size": sizes.rl_scripts,
+                # More than the paper's 1 : 3: with it students of development seeds began to refuse benign questions.
+                "benign": sizes.rl_benign,
+                "harmful": 1 - sizes.rl_benign,
+                **split,
+            },
             "bench": {"size": 0},
         },
     }
