@@ -6,8 +6,9 @@ import pytest
 from stages_results import result
 
 from verl_steer.stages.contrasts import FAMILY, Contrast, Runs, hacked, mean_interval, survival_of
+from verl_steer.stages.evidence import page
 from verl_steer.stages.plan import CONFIRMATORY_SEEDS
-from verl_steer.stages.result import ResultError, Risk
+from verl_steer.stages.result import ResultError, Risk, fingerprint
 
 FULL_SFT = Contrast("sft", "full", "joint")
 
@@ -95,3 +96,26 @@ def test_the_mean_over_seeds_has_a_t_interval():
     centre, low, high = mean_interval({0: 0.1, 1: 0.2, 2: 0.3})
     assert (centre, high - centre) == (pytest.approx(0.2), pytest.approx(4.302653 * 0.1 / 3**0.5, abs=1e-6))
     assert low == pytest.approx(2 * centre - high)
+
+
+def test_a_result_whose_training_began_with_another_machine_s_student_is_named():
+    kept = [
+        result(0, "base", student="b"),
+        result(0, "sft", start="b", student="s"),
+        result(0, "full", start="s", student="f"),
+        result(0, "no_bootstrap", start="b"),
+    ]
+    assert Runs(kept, (0, 1)).strangers == []
+    other = [result(0, "yoked", start="t"), result(1, "full", start="t"), result(0, "script")]  # 1: nothing to compare
+    assert Runs([*kept, *other], (0, 1)).strangers == ["seed0-yoked"]
+    assert "**Not paired to the bit**: seed0-yoked began" in page(Runs([*kept, *other], (0, 1)))
+    assert "began with the same weights" in page(Runs(kept, (0, 1)))
+
+
+def test_a_student_is_told_by_its_weights_alone(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    first = fingerprint(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert fingerprint(tmp_path) == first and len(first) == 12
+    (tmp_path / "model.safetensors").write_bytes(b"others")
+    assert fingerprint(tmp_path) != first

@@ -39,6 +39,7 @@ def test_figures_intervals_and_gates_stand_in_their_tables(tmp_path):
     assert "| sft − base | joint pass, harmful | 10 | +29.5 | [29.1, 29.9] | 0.0020 | ≥ 10.0 | yes |" in text
     assert "| full − yoked | joint pass, harmful | 10 | +5.0 | [5.0, 5.0] | 0.0020 | 0.0078 |" in text
     assert "| full − plain_mean | joint pass, harmful | 0 | missing | – | – | – |" in text
+    assert "Half-widths of the intervals in points, goal ≤ 6: yoked 0.0.\n" in text
     assert "- base student between 0 and 30 % joint pass: 10.5: yes" in text
     assert "above every constant policy: 10 of 10 seeds (the best constant policy: 20.0)" in text
     assert "| harmful:4 | 0.600 (n = 100) |" in text
@@ -50,6 +51,12 @@ def test_figures_intervals_and_gates_stand_in_their_tables(tmp_path):
 def test_a_goal_needs_size_interval_and_p_together(tmp_path):
     text = written(tmp_path, *(r for s in range(3) for r in (result(s, "sft", 0.3), result(s, "full", 0.6 + 0.01 * s))))
     assert re.search(r"\| full − sft \| joint pass, harmful \| 3 \| \+31\.0 .* 0\.2500 \| ≥ 15\.0 \| no \|", text)
+
+
+def test_an_ablation_s_interval_may_be_too_wide(tmp_path):
+    """Differences 0 and 0.2: half-width t(.975, 1) 12.706 * 14.14 / sqrt(2) = 127.1 points."""
+    text = written(tmp_path, *(r for s in (0, 1) for r in (result(s, "full", 0.5), result(s, "script", 0.5 - 0.2 * s))))
+    assert "goal ≤ 6: script 127.1 (too wide).\n" in text
 
 
 def test_benign_dialogues_have_a_one_sided_bound(tmp_path):

@@ -67,6 +67,8 @@ OTHERS = tuple(
     Contrast(arm, "full", "joint") for arm in ("running_mean", "script", "final_credit", "steer_turn", "reference")
 )
 BENIGN_MARGIN = -0.05
+#: Points: a wider interval of an ablation says too little.
+HALF_WIDTH = 6.0
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,21 @@ class Runs:
         """Arm -> the seeds without a result, arms without any gap left out."""
         gaps = {name: [s for s in self.seeds if s not in found] for name, found in self.by_arm.items()}
         return {name: seeds for name, seeds in gaps.items() if seeds}
+
+    @property
+    def strangers(self) -> list[str]:
+        """Results whose training began with other weights than the seed's result of that arm has: not quite paired.
+
+        Another machine's arithmetic may make another student of the same seed.
+        """
+        found = []
+        for arm, results in self.by_arm.items():
+            shared = "base" if arm == "sft" else ARMS[arm].start
+            for seed, result in results.items():
+                of = self.by_arm[shared].get(seed)
+                if result.start and of is not None and of.student and of.student != result.start:
+                    found.append(result.name)
+        return found
 
     def values(self, arm: str, outcome: str) -> dict[int, float]:
         """The outcome by seed, where it is known."""

@@ -68,7 +68,9 @@ def page(runs: Runs, shown: Sequence[str] = ()) -> str:
         "## Ablations\n\n### The pre-registered four (Holm over four)\n\n"
         + contrasts(runs.family(FAMILY), corrected=True)
         + "\n\n### The others (exploratory, uncorrected)\n\n"
-        + contrasts([runs.contrast(c) for c in OTHERS]),
+        + contrasts([runs.contrast(c) for c in OTHERS])
+        + "\n\n"
+        + sections.precision(runs),
         "## Survival\n\n" + sections.survival(runs),
         "## Do picture and history matter\n\n" + sections.reliance(runs),
         "## Reward hacking\n\n" + sections.hacking(runs),
@@ -169,9 +171,15 @@ def _how(runs: Runs) -> str:
     # The commands of one arm that has every step.
     shown = min((r for r in results), key=lambda r: (r.arm != "full", r.seed or 0))
     commands = "\n".join(shown.commands)
+    strangers = ", ".join(runs.strangers)
+    paired = (
+        f"**Not paired to the bit**: {strangers} began with other weights than the base or SFT student of their seed's result"
+        if strangers
+        else "The arms of a seed began with the same weights, to the bit, as far as results say with which"
+    )
     sizes = ", ".join(f"{name} {value}" for name, value in shown.sizes.items())
     return (
-        f"World {first.world_hash}, bench {first.bench_sha256[:12]} ({first.dialogues} dialogues, {first.turns} turns). {versions}.\n\n"
+        f"World {first.world_hash}, bench {first.bench_sha256[:12]} ({first.dialogues} dialogues, {first.turns} turns). {versions}. {paired}.\n\n"
         f"Sizes: {sizes}.\n\nMinutes a run (world, rows and sft are shared by the arms of a seed):\n\n"
         f"{table(['arm', *parts], rows)}\n\n"
         f"Commands of {shown.name}:\n\n```bash\n{commands}\n```"

@@ -6,6 +6,7 @@ in it is never repeated.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 from collections.abc import Iterator, Sequence
@@ -74,6 +75,8 @@ class Result(_Model):
         sizes: As run.
         versions: Of the packages that matter.
         commands: As run, in order.
+        start: The first twelve digits of the SHA-256 of the weights that training began with; "" if not trained.
+        student: Of the weights that played the bench; "" for a constant policy.
         seconds: Wall time by step: world, sft, rl, bench; shared steps are counted in every arm that rests on them.
         dialogues: On the bench.
         judged: Turns with a verdict.
@@ -98,6 +101,8 @@ class Result(_Model):
     sizes: dict[str, Any] = {}
     versions: dict[str, str] = {}
     commands: list[str] = []
+    start: str = ""
+    student: str = ""
     seconds: dict[str, float] = {}
     dialogues: int
     judged: int
@@ -150,6 +155,14 @@ def read_all(folder: Path) -> list[Result]:
             raise ResultError(f"{path} holds {result.name}: a result's name says what it is")
         found.append(result)
     return found
+
+
+def fingerprint(student: Path) -> str:
+    """Twelve digits that tell a student's weights from another's."""
+    digest = hashlib.sha256()
+    for path in sorted(student.glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def from_bench(folder: Path, bench: Path, judge: str = JUDGE) -> dict[str, Any]:

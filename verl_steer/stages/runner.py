@@ -154,9 +154,12 @@ class Runner:
             commands.append(commandlines.sft_command(place, self.sizes))
         if arm.needs:
             self._stage3(place, plan.ARMS[arm.needs], start)
-        if arm.overrides is not None:
+        trained = arm.overrides is not None
+        if trained:
             commands.append(self._stage3(place, arm, start))
             student = _student(place.arm(arm.name))
+        elif arm.start == "sft":
+            start = place.base.resolve()
         for number, command in enumerate(commandlines.bench_commands(place, arm.name, student)):
             commands.append(command)
             self.steps.run(place, f"bench-{arm.name}-{number}", command)
@@ -166,7 +169,6 @@ class Runner:
             if not place.flips(arm.name).is_file():
                 self.steps.run(place, f"causal-{arm.name}", commands[-1])
             flips = result.flips_of(place.flips(arm.name))
-        trained = arm.overrides is not None
         found = result.Result(
             seed=place.seed,
             arm=arm.name,
@@ -174,6 +176,8 @@ class Runner:
             world_hash=self.world_hash,
             sizes=plan.flat(self.sizes),
             commands=[self._shown(command) for command in commands],
+            start="" if student == start else result.fingerprint(start),
+            student=result.fingerprint(student),
             seconds=self._seconds(place, arm),
             curve=result.curve_of(place.arm(arm.name) / "records") if trained else [],
             flips=flips,

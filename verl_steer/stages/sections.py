@@ -6,7 +6,17 @@ import importlib
 import math
 from collections.abc import Iterator
 
-from verl_steer.stages.contrasts import BENIGN_MARGIN, SURVIVAL, Contrast, Runs, hacked, survival_of
+from verl_steer.stages.contrasts import (
+    BENIGN_MARGIN,
+    FAMILY,
+    HALF_WIDTH,
+    OTHERS,
+    SURVIVAL,
+    Contrast,
+    Runs,
+    hacked,
+    survival_of,
+)
 from verl_steer.stages.plan import PROBED_ARMS
 from verl_steer.stages.tables import UNKNOWN, contrasts, table
 
@@ -36,6 +46,17 @@ def benign(runs: Runs) -> str:
         f"{100 * BENIGN_MARGIN:.0f} points{held}.\n\n"
         + contrasts([runs.contrast(Contrast("sft", "full", "over_refusal"))])
     )
+
+
+def precision(runs: Runs) -> str:
+    """Whether an ablation's interval is narrow enough to say something."""
+    found = [f for f in map(runs.contrast, (*FAMILY, *OTHERS)) if len(f.seeds) > 1]
+    said = [
+        f"{f.contrast.first} {reach:.1f}{'' if reach <= HALF_WIDTH else ' (too wide)'}"
+        for f in found
+        for reach in (50 * (f.high - f.low),)
+    ]
+    return f"Half-widths of the intervals in points, goal ≤ {HALF_WIDTH:.0f}: {', '.join(said) or 'unknown yet'}."
 
 
 def survival(runs: Runs) -> str:
