@@ -40,12 +40,14 @@ def learning(runs: Runs, out: Path) -> Path | None:
     figure, panels = _axes(2)
     for axes, name in zip(panels, ("harmful", "benign"), strict=True):
         for number, arm in enumerate(arms):
+            colour = f"C{number % 10}"
             by_step: dict[int, list[float]] = defaultdict(list)
             for result in runs.by_arm[arm].values():
-                for point in result.curve:
-                    value = getattr(point, name)
-                    if value is not None:
-                        by_step[point.step].append(value)
+                known = [(p.step, value) for p in result.curve if (value := getattr(p, name)) is not None]
+                for step, value in known:
+                    by_step[step].append(value)
+                if arm == "full":
+                    axes.plot(*zip(*known, strict=True), color=colour, alpha=0.3, linewidth=0.8)
             points = {step: sum(v) / len(v) for step, v in sorted(by_step.items())}
             wide = 2.2 if arm == "full" else 1.1
             label = f"{ARMS[arm].label} ({len(runs.by_arm[arm])} seeds)"
@@ -55,10 +57,14 @@ def learning(runs: Runs, out: Path) -> Path | None:
                 marker="o",
                 markersize=3,
                 linewidth=wide,
-                color=f"C{number % 10}",
+                color=colour,
                 label=label,
             )
         axes.set(title=f"{name} dialogues, scripted", xlabel="step", ylabel="mean turn reward (by the tutor)")
+    # One scale for both, or a thousandth of the benign ones would look like a tenth of the others.
+    low = min(axes.get_ylim()[0] for axes in panels)
+    for axes in panels:
+        axes.set_ylim(low, 1.0)
     panels[1].legend(fontsize=7)
     return _save(figure, out)
 
