@@ -1,6 +1,7 @@
 """What is missing is run, once, in the order of what it rests on; crashes and Ctrl-C leave everything resumable."""
 
 import json
+import signal
 import sys
 import threading
 import time
@@ -81,6 +82,22 @@ def test_no_more_steps_than_jobs_run_at_once(runner, monkeypatch):
     monkeypatch.setattr(runner, "_do", do)
     assert runner.run([Task(seed, "base") for seed in range(5)], 2, lambda *_: None) == []
     assert most == 2
+
+
+def test_ctrl_c_is_heard_though_another_thread_got_it(runner, monkeypatch):
+    stopped = threading.Event()
+
+    def do(task: Task, tell) -> None:
+        time.sleep(1.0)  # until the main thread waits
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        stopped.wait(30)
+
+    monkeypatch.setattr(runner, "_do", do)
+    monkeypatch.setattr(runner, "stop", stopped.set)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        runner.run([Task(0, "base")], 1, lambda *_: None)
+    assert stopped.is_set() and time.monotonic() - began < 20
 
 
 def test_a_step_leaves_its_output_its_time_and_its_error(runner):

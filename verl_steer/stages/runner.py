@@ -18,6 +18,7 @@ from verl_steer.stages.console import Task
 from verl_steer.stages.plan import Arm, Place, Sizes
 from verl_steer.stages.processes import StepError, Steps
 
+_WAKES_S = 0.5
 TRACKER = "latest_checkpointed_iteration.txt"
 _ORDER = ("world", "rows", "stage2", *plan.ARMS)
 
@@ -112,7 +113,8 @@ class Runner:
                         futures[pool.submit(self._do, task, tell)] = task
                     if not futures:
                         break  # the rest waits for a step that failed
-                    for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                    # A signal that another thread got wakes nobody who waits without an end.
+                    for future in wait(futures, _WAKES_S, return_when=FIRST_COMPLETED).done:
                         task = futures.pop(future)
                         error = future.exception()
                         if error is None:
