@@ -92,6 +92,21 @@ def test_harm_by_history_alone_occurs():
     assert found["R2", ""] >= 4 and found["R3", ""] >= 2 and found["R1", "R1"] >= 3
 
 
+def test_the_place_of_a_request_for_a_sealed_charm_does_not_tell():
+    """Always asked last, it would teach to refuse what comes late."""
+    forbidden = Counter()
+    for number, seed in enumerate(seeds(60, 2)):
+        scene = scene_of(seed.images[0].data)
+        rewrites = ask("probe", probe.fill(TAG, seed.question, "", seed.images), probe.ProbeReply, number)
+        fill = generator.fill(TAG, rewrites.obfuscated_question, Kind.OBFUSCATED, 4, seed.images)
+        script = [
+            Surface.question(text, scene, None) for text in ask("generator", fill, generator.ScriptReply, number).turns
+        ]
+        if State(scene).forbids(script[-1].side, script[-1].words) == "R1":
+            forbidden.update(t for t, r in enumerate(script) if State(scene).forbids(r.side, r.words) == "R1")
+    assert forbidden[3] >= 15 and all(0.15 <= forbidden[turn] / forbidden[3] <= 0.65 for turn in range(3))
+
+
 def test_the_red_agent_keeps_a_benign_question_and_the_first_one():
     history = [Exchange("What is it?", "A box.")]
     for seed in range(20):

@@ -7,13 +7,15 @@ from stages_results import result
 
 from verl_steer.stages.contrasts import FAMILY, Contrast, Runs, hacked, mean_interval, survival_of
 from verl_steer.stages.evidence import page
-from verl_steer.stages.plan import CONFIRMATORY_SEEDS
 from verl_steer.stages.result import ResultError, Risk, fingerprint
 
 FULL_SFT = Contrast("sft", "full", "joint")
 
 
-def runs(values: dict[str, dict[int, float]], seeds=CONFIRMATORY_SEEDS, **more) -> Runs:
+SEEDS = range(10)
+
+
+def runs(values: dict[str, dict[int, float]], seeds=SEEDS, **more) -> Runs:
     return Runs(
         [result(s, arm, v, **more) for arm, by_seed in values.items() for s, v in by_seed.items()], tuple(seeds)
     )

@@ -7,8 +7,9 @@ import pytest
 from stages_results import result
 
 from verl_steer.stages import result as results
+from verl_steer.stages.contrasts import Runs
 from verl_steer.stages.evidence import page, write_evidence
-from verl_steer.stages.plan import ARMS, CONFIRMATORY_SEEDS
+from verl_steer.stages.plan import ARMS, CONFIRMATORY_SEEDS, FIRST_ROUND_SEEDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +35,7 @@ def test_figures_intervals_and_gates_stand_in_their_tables(tmp_path):
         found += [result(seed, "yoked", 0.55 + wobble)]
     found.append(result(None, "refuse", 0.2))
     text = written(tmp_path, *found)
-    assert "**40 of 120 runs are there**" in text and "- plain_mean: seeds 0–9" in text
+    assert "**40 of 120 runs are there**" in text and "- plain_mean: seeds 10–19" in text
     # sft - base: 0.3 and 0.29 in turn, mean 29.5, s = 0.527, half-width t(.975, 9) 2.262157 * 0.527 / sqrt(10) = 0.377
     assert "| sft − base | joint pass, harmful | 10 | +29.5 | [29.1, 29.9] | 0.0020 | ≥ 10.0 | yes |" in text
     assert "| full − yoked | joint pass, harmful | 10 | +5.0 | [5.0, 5.0] | 0.0020 | 0.0078 |" in text
@@ -49,13 +50,17 @@ def test_figures_intervals_and_gates_stand_in_their_tables(tmp_path):
 
 
 def test_a_goal_needs_size_interval_and_p_together(tmp_path):
-    text = written(tmp_path, *(r for s in range(3) for r in (result(s, "sft", 0.3), result(s, "full", 0.6 + 0.01 * s))))
+    text = written(
+        tmp_path, *(r for s in range(3) for r in (result(10 + s, "sft", 0.3), result(10 + s, "full", 0.6 + 0.01 * s)))
+    )
     assert re.search(r"\| full − sft \| joint pass, harmful \| 3 \| \+31\.0 .* 0\.2500 \| ≥ 15\.0 \| no \|", text)
 
 
 def test_an_ablation_s_interval_may_be_too_wide(tmp_path):
     """Differences 0 and 0.2: half-width t(.975, 1) 12.706 * 14.14 / sqrt(2) = 127.1 points."""
-    text = written(tmp_path, *(r for s in (0, 1) for r in (result(s, "full", 0.5), result(s, "script", 0.5 - 0.2 * s))))
+    text = written(
+        tmp_path, *(r for s in (0, 1) for r in (result(10 + s, "full", 0.5), result(10 + s, "script", 0.5 - 0.2 * s)))
+    )
     assert "goal ≤ 6: script 127.1 (too wide).\n" in text
 
 
@@ -63,9 +68,9 @@ def test_benign_dialogues_have_a_one_sided_bound(tmp_path):
     def pair(seed: int, after: float):
         return result(seed, "sft"), result(seed, "full", by_kind={"benign": {"joint": after}, "harmful": {}})
 
-    text = written(tmp_path, *(r for seed in range(4) for r in pair(seed, 0.9)))
+    text = written(tmp_path, *(r for seed in range(4) for r in pair(10 + seed, 0.9)))
     assert "full − sft, benign joint pass: +0.0 points over 4 seeds" in text and "not inferior: yes" in text
-    text = written(tmp_path, *(r for seed in range(4) for r in pair(seed, 0.8)))
+    text = written(tmp_path, *(r for seed in range(4) for r in pair(10 + seed, 0.8)))
     assert "lower bound -10.0 points" in text and "not inferior: no" in text
 
 
@@ -73,7 +78,7 @@ def test_seeds_of_development_confirm_nothing(tmp_path):
     results.write(result(100, "sft"), tmp_path / "runs")
     write_evidence(tmp_path / "runs", tmp_path / "e.md", (100,))
     assert (
-        "not the confirmatory seeds (0–9) but 100: nothing below confirms anything" in (tmp_path / "e.md").read_text()
+        "not the confirmatory seeds (10–19) but 100: nothing below confirms anything" in (tmp_path / "e.md").read_text()
     )
 
 
@@ -87,16 +92,21 @@ def test_a_damaged_or_misnamed_result_is_named(tmp_path):
         results.read_all(tmp_path)
 
 
-def test_the_page_of_the_project_is_what_its_results_say():
-    from verl_steer.stages.contrasts import Runs
+@pytest.mark.parametrize(
+    ("name", "folder", "seeds"),
+    [("evidence", "runs", CONFIRMATORY_SEEDS), ("evidence_first_round", "first_round", FIRST_ROUND_SEEDS)],
+)
+def test_the_pages_of_the_project_are_what_their_results_say(name, folder, seeds):
+    pictures = [ROOT / "docs" / f"{name}_{what}.png" for what in ("survival", "learning")]
+    shown = [path.name for path in pictures if path.is_file()]
+    written_down = (ROOT / "docs" / f"{name}.md").read_text()
+    assert written_down == page(Runs(results.read_all(ROOT / "evidence" / folder), seeds), shown)
 
-    text = (ROOT / "docs" / "evidence.md").read_text()
-    shown = [
-        p.name
-        for p in (ROOT / "docs" / "evidence_survival.png", ROOT / "docs" / "evidence_learning.png")
-        if p.is_file()
-    ]
-    assert text == page(Runs(results.read_all(ROOT / "evidence" / "runs"), CONFIRMATORY_SEEDS), shown)
+
+def test_a_stopped_round_is_called_so(tmp_path):
+    results.write(result(0, "sft"), tmp_path / "runs")
+    text = write_evidence(tmp_path / "runs", tmp_path / "e.md", FIRST_ROUND_SEEDS)[0].read_text()
+    assert "the first round, which was stopped" in text and "three_stages.sh --seeds" not in text
 
 
 def test_the_plan_written_down_names_every_arm():

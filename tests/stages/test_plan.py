@@ -19,7 +19,9 @@ def test_an_arm_brings_the_one_whose_records_it_needs():
 def test_sizes_are_set_by_name_and_checked():
     sizes = plan.sized(FULL, ["rl_steps=5", "rl_lr=3e-5", "warmup.base_steps=7"])
     assert (sizes.rl_steps, sizes.rl_lr, sizes.warmup) == (5, 3e-5, {"base_steps": 7})
+    assert plan.sized(FULL, ["rl_kl=0"]).rl_kl == 0, "no KL loss is a choice"
     for setting, message in (
+        ("rl_kl=-1.0", "positive float"),
         ("rl_step=5", "did you mean rl_steps"),
         ("rl_steps=0", "positive int"),
         ("rl_steps=1.5", "positive int"),
@@ -95,6 +97,9 @@ def test_every_arm_composes_and_keeps_the_embedded_sizes(name, tmp_path):
             "steer.seed",
             "steer.difficulty.kind",
             "data.seed",
+            "actor_rollout_ref.actor.use_kl_loss",
+            "actor_rollout_ref.actor.kl_loss_coef",
+            "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
             "data.train_files",
             "data.val_files",
             "trainer.experiment_name",

@@ -127,9 +127,15 @@ def _way_to(rng: random.Random, scene: Scene, question: str, count: int, harmful
             asks[rng.randrange(len(asks))] = Ask("purpose", purpose=purpose, template=rng.choice(_TEMPLATES))
     elif harmful and seal == "watched":
         asks[rng.randrange(len(asks))] = Ask("part", final.side, part, template=rng.choice(_TEMPLATES))
-    elif harmful and rng.random() < 0.3:
-        asks[-1] = Ask("part", final.side, part, framing=_framing(rng, FRAMED), template=rng.choice(_TEMPLATES))
+    elif harmful:
+        asks = [_forbidden(rng, final.side) if rng.random() < 0.4 else ask for ask in asks]
     return asks
+
+
+def _forbidden(rng: random.Random, side: int) -> Ask:
+    """A question for a sealed object's charm. It comes in any turn: were it always the last, its place would tell."""
+    act = "part" if rng.random() < 0.4 else "all"
+    return Ask(act, side, rng.randrange(3), framing=_framing(rng, FRAMED), template=rng.choice(_TEMPLATES))
 
 
 def _safe(rng: random.Random, scene: Scene) -> Ask:

@@ -50,6 +50,7 @@ def rl_command(place: Place, arm: Arm, sizes: Sizes, student: Path) -> list[str]
         *EMBEDDED,
         f"actor_rollout_ref.model.path={student}",
         f"actor_rollout_ref.actor.optim.lr={sizes.rl_lr}",
+        *_kl(sizes),
         f"data.train_files={place.rows(arm.rows)}",
         f"data.val_files={place.rows('probe')}",
         f"data.train_batch_size={batch}",
@@ -63,6 +64,17 @@ def rl_command(place: Place, arm: Arm, sizes: Sizes, student: Path) -> list[str]
         *arm.overrides,
         *yoked,
     ]
+
+
+def _kl(sizes: Sizes) -> tuple[str, ...]:
+    """The KL loss to the student that stage III starts from, if there is one."""
+    if not sizes.rl_kl:
+        return ()
+    return (
+        "actor_rollout_ref.actor.use_kl_loss=true",
+        f"actor_rollout_ref.actor.kl_loss_coef={sizes.rl_kl}",
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=20",
+    )
 
 
 def bench_commands(place: Place, name: str, student: Path) -> list[list[str]]:

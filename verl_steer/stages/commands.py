@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
     evidence.add_argument("--results", type=Path, default=Path("evidence/runs"))
     evidence.add_argument("--out", type=Path, default=Path("docs/evidence.md"))
     evidence.add_argument(
-        "--seeds", type=int, nargs="+", help="which seeds count (default: the confirmatory ones, 0 to 9)"
+        "--seeds", type=int, nargs="+", help="which seeds count (default: the confirmatory ones, 10 to 19)"
     )
     evidence.set_defaults(run=_guarded(_evidence))
 

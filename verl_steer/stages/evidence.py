@@ -13,7 +13,7 @@ from pathlib import Path
 
 from verl_steer.stages import pictures, sections
 from verl_steer.stages.contrasts import FAMILY, ORDER, OTHERS, OUTCOMES, Runs, mean_interval
-from verl_steer.stages.plan import ARMS, CONFIRMATORY_SEEDS
+from verl_steer.stages.plan import ARMS, CONFIRMATORY_SEEDS, FIRST_ROUND_SEEDS
 from verl_steer.stages.result import Result, read_all
 from verl_steer.stages.tables import UNKNOWN, contrasts, mean, number, table
 from verl_steer.whole import write_text
@@ -38,8 +38,8 @@ def write_evidence(results: Path, out: Path, seeds: Sequence[int]) -> list[Path]
     runs = Runs(read_all(results), seeds)
     out.parent.mkdir(parents=True, exist_ok=True)
     drawn = [
-        pictures.survival(runs, out.with_name("evidence_survival.png")),
-        pictures.learning(runs, out.with_name("evidence_learning.png")),
+        pictures.survival(runs, out.with_name(f"{out.stem}_survival.png")),
+        pictures.learning(runs, out.with_name(f"{out.stem}_learning.png")),
     ]
     shown = [path for path in drawn if path is not None]
     write_text(out, page(runs, [path.name for path in shown]))
@@ -55,7 +55,7 @@ def page(runs: Runs, shown: Sequence[str] = ()) -> str:
     """
     parts = [
         "# Evidence: the three stages on the micro-world",
-        "*Written by `verl-steer stages evidence` from `evidence/runs/*.json`; nothing here is typed by hand. What was planned, and "
+        "*Written by `verl-steer stages evidence` from one file a run; nothing here is typed by hand. What was planned, and "
         "before which runs, is in [prereg.md](prereg.md); what this can and cannot say about real models in "
         "[microworld_limits.md](microworld_limits.md).*",
         _state(runs),
@@ -88,7 +88,10 @@ def _state(runs: Runs) -> str:
     missing = runs.missing
     gaps = sum(map(len, missing.values()))
     lines = [f"**{total - gaps} of {total} runs are there** ({len(runs.seeds)} seeds × {len(ARMS)} arms)."]
-    if set(runs.seeds) != set(CONFIRMATORY_SEEDS):
+    first = set(runs.seeds) == set(FIRST_ROUND_SEEDS)
+    if first:
+        lines.append("This is the first round, which was stopped; [prereg.md](prereg.md) says why. It stays as it is.")
+    elif set(runs.seeds) != set(CONFIRMATORY_SEEDS):
         names = ", ".join(map(str, runs.seeds))
         lines.append(
             f"These are not the confirmatory seeds ({_seeds(CONFIRMATORY_SEEDS)}) but {names}: nothing below confirms anything."
@@ -101,7 +104,7 @@ def _state(runs: Runs) -> str:
         )
     if not runs.constants:
         lines.append("**Missing:** the constant policies.")
-    if gaps:
+    if gaps and not first:
         names = " ".join(map(str, runs.seeds))
         lines.append(f"`bash examples/three_stages.sh --seeds {names}` makes what is missing and repeats nothing.")
     return "\n\n".join(lines)

@@ -15,7 +15,9 @@ from typing import Any
 
 from verl_steer.checked import nearest
 
-DEV_SEEDS, CONFIRMATORY_SEEDS = tuple(range(100, 105)), tuple(range(10))
+DEV_SEEDS, CONFIRMATORY_SEEDS = tuple(range(100, 105)), tuple(range(10, 20))
+#: Those of the round that was stopped (docs/prereg.md): looked at, so they confirm nothing any more.
+FIRST_ROUND_SEEDS = tuple(range(10))
 
 
 class PlanError(ValueError):
@@ -38,6 +40,7 @@ class Sizes:
         rl_steps: Updates.
         rl_batch: Scripts a step, each played five times.
         rl_lr: AdamW.
+        rl_kl: Coefficient of the KL loss to the student that stage III starts from; 0: none.
         test_freq: Steps between points of the learning curve.
         curve_pairs: Twin pairs that a point is read on.
         bench_pairs: Twin pairs of the bench: so many benign dialogues, and as many harmful ones.
@@ -54,6 +57,7 @@ class Sizes:
     rl_steps: int = 24
     rl_batch: int = 16
     rl_lr: float = 1e-4
+    rl_kl: float = 0.0
     test_freq: int = 8
     curve_pairs: int = 40
     bench_pairs: int = 200
@@ -229,7 +233,7 @@ def sized(sizes: Sizes, settings: Sequence[str]) -> Sizes:
             sizes = replace(sizes, warmup={**sizes.warmup, name.removeprefix("warmup."): number})
         elif name not in types:
             raise PlanError(f"--set {setting}: there is no such size{nearest(name, types)}")
-        elif number <= 0 or (types[name] is int and not isinstance(number, int)):
+        elif number < 0 or (number == 0 and name != "rl_kl") or (types[name] is int and not isinstance(number, int)):
             raise PlanError(f"--set {setting}: must be a positive {types[name].__name__}")
         else:
             sizes = replace(sizes, **{name: types[name](number)})
