@@ -51,13 +51,13 @@ class Sizes:
     sft_dialogues: int = 400
     sft_epochs: int = 1
     sft_batch: int = 16
-    sft_lr: float = 7e-5
+    sft_lr: float = 6e-5
     rl_scripts: int = 288
     rl_benign: float = 0.5
     rl_steps: int = 24
     rl_batch: int = 16
     rl_lr: float = 1e-4
-    rl_kl: float = 0.0
+    rl_kl: float = 0.1
     test_freq: int = 8
     curve_pairs: int = 40
     bench_pairs: int = 200
