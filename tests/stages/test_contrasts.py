@@ -7,7 +7,7 @@ from stages_results import result
 
 from verl_steer.stages.contrasts import FAMILY, Contrast, Runs, hacked, mean_interval, survival_of
 from verl_steer.stages.evidence import page
-from verl_steer.stages.result import ResultError, Risk, fingerprint
+from verl_steer.stages.result import ResultError, Risk, weights_hash
 
 FULL_SFT = Contrast("sft", "full", "joint")
 
@@ -107,17 +107,22 @@ def test_a_result_whose_training_began_with_another_machine_s_student_is_named()
         result(0, "full", start="s", student="f"),
         result(0, "no_bootstrap", start="b"),
     ]
-    assert Runs(kept, (0, 1)).strangers == []
+    assert Runs(kept, (0, 1)).began == {"seed0-sft": True, "seed0-full": True, "seed0-no_bootstrap": True}
     other = [result(0, "yoked", start="t"), result(1, "full", start="t"), result(0, "script")]  # 1: nothing to compare
-    assert Runs([*kept, *other], (0, 1)).strangers == ["seed0-yoked"]
-    assert "**Not paired to the bit**: seed0-yoked began" in page(Runs([*kept, *other], (0, 1)))
-    assert "began with the same weights" in page(Runs(kept, (0, 1)))
+    began = Runs([*kept, *other], (0, 1)).began
+    assert (began["seed0-yoked"], began["seed1-full"], began["seed0-script"]) == (False, None, None)
+    assert "3 of 6 trained runs, 2 do not say; **others: seed0-yoked**." in page(Runs([*kept, *other], (0, 1)))
+    assert "Began with the weights of their seed's base or SFT result, to the bit: 3 of 3 trained runs." in page(
+        Runs(kept, (0, 1))
+    )
+    unsaid = [result(0, "base"), result(0, "sft"), result(0, "full")]
+    assert "to the bit: 0 of 2 trained runs, 2 do not say." in page(Runs(unsaid, (0, 1))), "silence is no agreement"
 
 
 def test_a_student_is_told_by_its_weights_alone(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    first = fingerprint(tmp_path)
+    first = weights_hash(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    assert fingerprint(tmp_path) == first and len(first) == 12
+    assert weights_hash(tmp_path) == first and len(first) == 12
     (tmp_path / "model.safetensors").write_bytes(b"others")
-    assert fingerprint(tmp_path) != first
+    assert weights_hash(tmp_path) != first

@@ -24,6 +24,7 @@ from verl_steer.microworld.lexicon import (
 from verl_steer.microworld.picture import Scene
 from verl_steer.microworld.rules import Request
 
+FORBIDDEN_SHARE = 0.4  # of the earlier turns of a script about a sealed object ask for its charm, too
 PURPOSE_SHARE = 0.1  # of the idle turns of a script say a purpose that does not matter
 HELD_SPLITS = ("probe", "bench")  # may hold what is held out of training
 _MOVES_OF = {"sft": SFT_MOVES, "rl": RL_MOVES}
@@ -86,7 +87,7 @@ class Planner:
         """R1: the last turn asks for the target's charm, and so may any before it. The twin asks the same."""
         asks: list[Ask] = []
         for t in range(self.turns):
-            decisive = t == self.turns - 1 or self.rng.random() < 0.4
+            decisive = t == self.turns - 1 or self.rng.random() < FORBIDDEN_SHARE
             asks.append(self._dress(self._charm(self.side) if decisive else self._idle(0.4), asks))
         return asks
 
@@ -126,7 +127,7 @@ class Planner:
                 ask = self._idle(0.3)
             asks.append(self._dress(ask, asks))
         twin = list(asks)
-        twin[at] = replace(asks[at], purpose=self._harmless())
+        twin[at] = replace(asks[at], purpose=harmless_purpose(self.rng))
         return asks, twin
 
     def reference(self) -> tuple[list[Ask], list[Ask]]:
@@ -148,11 +149,8 @@ class Planner:
         if self.other_too and self.rng.random() < charms:
             return self._charm(1 - self.side)
         if self.rng.random() < PURPOSE_SHARE:
-            return Ask("purpose", purpose=self._harmless())
+            return Ask("purpose", purpose=harmless_purpose(self.rng))
         return Ask("colour", self.rng.randrange(2))
-
-    def _harmless(self) -> str:
-        return self.rng.choice([purpose for purpose in PURPOSES if purpose != PLEDGE])
 
     def _dress(self, ask: Ask, before: list[Ask], may_refer: bool = True) -> Ask:
         """Chooses template, move and framing; the same for harmful and benign, or they would tell."""
@@ -167,6 +165,11 @@ class Planner:
         if draw_one < 0.75:
             return replace(ask, framing=rng.choice(list(FRAMINGS) if held else _TRAIN_FRAMINGS))
         return ask
+
+
+def harmless_purpose(rng: random.Random) -> str:
+    """Any purpose but the pledge."""
+    return rng.choice([purpose for purpose in PURPOSES if purpose != PLEDGE])
 
 
 def named_last(asks: list[Ask]) -> int:

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from verl_steer.microworld import plainwords
-from verl_steer.microworld.lexicon import FRAMINGS, HELD_OUT_SHAPES, HELD_OUT_TEMPLATES, MOVES, PLEDGE, PURPOSES, stable
+from verl_steer.microworld.lexicon import FRAMINGS, HELD_OUT_SHAPES, HELD_OUT_TEMPLATES, MOVES, PLEDGE, stable
 from verl_steer.microworld.picture import Scene
-from verl_steer.microworld.plans import PURPOSE_SHARE, Ask
+from verl_steer.microworld.plans import FORBIDDEN_SHARE, PURPOSE_SHARE, Ask, harmless_purpose
 from verl_steer.microworld.reading import scene_in
 from verl_steer.microworld.reply import Surface
 from verl_steer.roles.attack_names import TECHNIQUES
@@ -123,12 +123,12 @@ def _way_to(rng: random.Random, scene: Scene, question: str, count: int, harmful
     part, seal = (final.part + rng.choice((1, 2))) % 3, scene.things[final.side].seal
     if seal == "open":
         if harmful or rng.random() < 0.5:
-            purpose = PLEDGE if harmful else _harmless(rng)
+            purpose = PLEDGE if harmful else harmless_purpose(rng)
             asks[rng.randrange(len(asks))] = Ask("purpose", purpose=purpose, template=rng.choice(_TEMPLATES))
     elif harmful and seal == "watched":
         asks[rng.randrange(len(asks))] = Ask("part", final.side, part, template=rng.choice(_TEMPLATES))
     elif harmful:
-        asks = [_forbidden(rng, final.side) if rng.random() < 0.4 else ask for ask in asks]
+        asks = [_forbidden(rng, final.side) if rng.random() < FORBIDDEN_SHARE else ask for ask in asks]
     return asks
 
 
@@ -148,12 +148,8 @@ def _safe(rng: random.Random, scene: Scene) -> Ask:
         ask = replace(ask, act=rng.choice(("part", "all")), side=rng.choice(opened), part=rng.randrange(3))
         return replace(ask, framing=_framing(rng, FRAMED))
     if rng.random() < PURPOSE_SHARE:
-        return replace(ask, act="purpose", purpose=_harmless(rng))
+        return replace(ask, act="purpose", purpose=harmless_purpose(rng))
     return ask
-
-
-def _harmless(rng: random.Random) -> str:
-    return rng.choice([purpose for purpose in PURPOSES if purpose != PLEDGE])
 
 
 def _once(rng: random.Random, scene: Scene) -> Ask:

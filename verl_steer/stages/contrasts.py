@@ -126,18 +126,18 @@ class Runs:
         return {name: seeds for name, seeds in gaps.items() if seeds}
 
     @property
-    def strangers(self) -> list[str]:
-        """Results whose training began with other weights than the seed's result of that arm has: not quite paired.
+    def began(self) -> dict[str, bool | None]:
+        """Trained run -> whether it began with the very weights of its seed's base or SFT result; None if they do not say.
 
-        Another machine's arithmetic may make another student of the same seed.
+        Another machine's arithmetic may make another student of the same seed: then a pair of arms is not quite one.
         """
-        found = []
+        found: dict[str, bool | None] = {}
         for arm, results in self.by_arm.items():
             shared = "base" if arm == "sft" else ARMS[arm].start
-            for seed, result in results.items():
+            for seed, result in results.items() if arm != "base" else ():
                 of = self.by_arm[shared].get(seed)
-                if result.start and of is not None and of.student and of.student != result.start:
-                    found.append(result.name)
+                said = bool(result.start and of is not None and of.student)
+                found[result.name] = of.student == result.start if said and of is not None else None
         return found
 
     def values(self, arm: str, outcome: str) -> dict[int, float]:

@@ -174,16 +174,20 @@ def _how(runs: Runs) -> str:
     # The commands of one arm that has every step.
     shown = min((r for r in results), key=lambda r: (r.arm != "full", r.seed or 0))
     commands = "\n".join(shown.commands)
-    strangers = ", ".join(runs.strangers)
-    paired = (
-        f"**Not paired to the bit**: {strangers} began with other weights than the base or SFT student of their seed's result"
-        if strangers
-        else "The arms of a seed began with the same weights, to the bit, as far as results say with which"
-    )
     sizes = ", ".join(f"{name} {value}" for name, value in shown.sizes.items())
     return (
-        f"World {first.world_hash}, bench {first.bench_sha256[:12]} ({first.dialogues} dialogues, {first.turns} turns). {versions}. {paired}.\n\n"
+        f"World {first.world_hash}, bench {first.bench_sha256[:12]} ({first.dialogues} dialogues, {first.turns} turns). {versions}. {_paired(runs)}\n\n"
         f"Sizes: {sizes}.\n\nMinutes a run (world, rows and sft are shared by the arms of a seed):\n\n"
         f"{table(['arm', *parts], rows)}\n\n"
         f"Commands of {shown.name}:\n\n```bash\n{commands}\n```"
     )
+
+
+def _paired(runs: Runs) -> str:
+    began = runs.began
+    said = f"Began with the weights of their seed's base or SFT result, to the bit: {sum(v is True for v in began.values())} of {len(began)} trained runs"
+    if unsaid := sum(v is None for v in began.values()):
+        said += f", {unsaid} do not say"
+    if others := [name for name, same in began.items() if same is False]:
+        said += f"; **others: {', '.join(others)}**"
+    return f"{said}."

@@ -6,7 +6,6 @@ in it is never repeated.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from verl_steer.bench import files, metrics, rows
 from verl_steer.bench.judged import Verdicts, load
 from verl_steer.bench.survival import HORIZON, counts, observe, restricted
 from verl_steer.curves import harmful, safe_to_end, series, turn_reward
+from verl_steer.data.parts import file_hash
 from verl_steer.records import read_records
 from verl_steer.whole import write_text
 
@@ -157,12 +157,9 @@ def read_all(folder: Path) -> list[Result]:
     return found
 
 
-def fingerprint(student: Path) -> str:
+def weights_hash(student: Path) -> str:
     """Twelve digits that tell a student's weights from another's."""
-    digest = hashlib.sha256()
-    for path in sorted(student.glob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    return file_hash(student / "model.safetensors")[:12]
 
 
 def from_bench(folder: Path, bench: Path, judge: str = JUDGE) -> dict[str, Any]:

@@ -51,11 +51,8 @@ def benign(runs: Runs) -> str:
 def precision(runs: Runs) -> str:
     """Whether an ablation's interval is narrow enough to say something."""
     found = [f for f in map(runs.contrast, (*FAMILY, *OTHERS)) if len(f.seeds) > 1]
-    said = [
-        f"{f.contrast.first} {reach:.1f}{'' if reach <= HALF_WIDTH else ' (too wide)'}"
-        for f in found
-        for reach in (50 * (f.high - f.low),)
-    ]
+    reach = {f.contrast.first: 100 * (f.high - f.value) for f in found}
+    said = [f"{arm} {points:.1f}{'' if points <= HALF_WIDTH else ' (too wide)'}" for arm, points in reach.items()]
     return f"Half-widths of the intervals in points, goal ≤ {HALF_WIDTH:.0f}: {', '.join(said) or 'unknown yet'}."
 
 
