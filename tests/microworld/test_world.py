@@ -201,6 +201,22 @@ def test_lessons_slip_as_often_as_it_takes(tiny):
     assert mixture.slips == {"R1": LEAST, "R2": LEAST, "R3": 0.5}
 
 
+def test_every_rule_is_taught_as_often(monkeypatch):
+    from collections import Counter
+
+    from verl_steer.microworld import manner
+    from verl_steer.microworld.scripts import generate
+    from verl_steer.microworld.sizes import WarmupConfig
+
+    scripts = generate("sft", 0, 100)
+    met = Counter(script.category for script in scripts)
+    assert met["R3"] < met["R1"] / 2, met  # a lesson on any script would seldom be about the pledge
+    monkeypatch.setattr(manner, "lesson", lambda script, rng, slips: script.category)
+    config = WarmupConfig(exercise_share=0.0, manner_batch=3000)
+    drawn = Counter(manner.Mixture(stable(0), [], scripts, lambda category: category, config).batch())
+    assert drawn.keys() == {"R1", "R2", "R3"} and all(900 < n < 1100 for n in drawn.values()), drawn
+
+
 def test_the_student_is_born_looking_back():
     import torch
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 
-VERSION = 6  # raise it when the same sizes would give another world: old caches are then left alone
+VERSION = 7  # raise it when the same sizes would give another world: old caches are then left alone
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class WarmupConfig:
     batch_tokens: int = 2000
     manner_batch: int = 16
     lesson_pairs: int = 300
-    manner_steps: int = 250
+    manner_steps: int = 300
     exercise_share: float = 0.25
     refusal_rate: float = 0.33
     vision_lr: float = 2e-3
