@@ -51,7 +51,7 @@ class Sizes:
     sft_dialogues: int = 400
     sft_epochs: int = 1
     sft_batch: int = 16
-    sft_lr: float = 6e-5
+    sft_lr: float = 5.5e-5
     rl_scripts: int = 288
     rl_benign: float = 0.5
     rl_steps: int = 24
