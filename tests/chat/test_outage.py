@@ -137,6 +137,32 @@ async def test_a_server_that_answers_nobody_for_long_is_down_too(monkeypatch, an
         await chat.aclose()
 
 
+@pytest.mark.parametrize("status", [401, 402, 404])
+async def test_a_key_or_model_that_is_not_accepted_any_more_is_an_outage_at_once(status):
+    with gate(error(status, "not for you")) as (server, state):
+        chat = client(server.base_url, outage_s=1.5)
+        assert (await call(chat, "before")).outcome is Outcome.OK
+        state["open"] = False
+        found = await asyncio.gather(*(call(chat, i, 5.0) for i in range(40)), return_exceptions=True)
+        lost = [f for f in found if not isinstance(f, ModelOutage)]
+        # Ten requests told so; whose last attempt that was has an outcome, every other call waits.
+        assert len(lost) <= 10 and {f.outcome for f in lost} <= {Outcome.FAILED}
+        assert f"answered {status}: " in str(next(f for f in found if isinstance(f, ModelOutage)))
+        await chat.aclose()
+
+
+async def test_one_request_that_is_always_told_404_stops_nobody_else():
+    def handler(body):
+        return error(404, "no such page") if "poison" in str(body["messages"]) else Completion("hi")
+
+    with serve(handler) as server:
+        chat = client(server.base_url, outage_s=30)
+        poisoned = chat.complete([{"role": "user", "content": "poison"}], key="p", deadline_s=5.0, max_tokens=1)
+        lost, *found = await asyncio.gather(poisoned, *(call(chat, i, 5.0) for i in range(40)))
+        await chat.aclose()
+    assert lost.outcome is Outcome.FAILED and {f.outcome for f in found} == {Outcome.OK}
+
+
 async def test_in_an_outage_one_request_at_a_time_asks_whether_it_is_over(monkeypatch):
     monkeypatch.setattr(endpoints, "SICK_FAILURES", 4)
     monkeypatch.setattr(endpoints, "SICK_S", 0.1)

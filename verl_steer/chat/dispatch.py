@@ -161,7 +161,7 @@ class Dispatcher:
                 if self._outage is not None:
                     self._outage.end()
                 return found
-            self._endpoints.mark_unanswered(endpoint, not found.unreachable, found.detail)
+            self._endpoints.mark_unanswered(endpoint, not found.unreachable, found.detail, found.locked_out)
             if found.overloaded:
                 endpoint.limit.shrink(sent_at, clock(), endpoint.outstanding)
             if found.retry_after_s:

@@ -19,7 +19,8 @@ MAX_DOWN_S = 30.0
 MAX_HOLD_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
 # A server that can be reached and does not serve is as good as down: this many requests in a row without an
-# answer, and no answer for this long. Both, because many calls may fail within one bad second.
+# answer, and no answer for this long. Both, because many calls may fail within one bad second; but a key or a
+# model that is not accepted is so from one second to the next.
 SICK_FAILURES, SICK_S = 10, 30.0
 # A server that fails at once always has the fewest requests under way and would draw them all: after this many
 # requests in a row without an answer the others are preferred for a while.
@@ -41,6 +42,7 @@ class Endpoint:
         outstanding: Requests under way.
         unreachable: Connections that did not come about since the last that did.
         unanswered: Requests without a usable answer since the last that had one.
+        locked_out: The last of them was told that key or model is not accepted.
         down_until: Until then another URL is preferred.
         hold_until: Until then the server asked to be left alone (Retry-After).
         trouble: What the last unanswered request met.
@@ -52,13 +54,15 @@ class Endpoint:
     outstanding: int = 0
     unreachable: int = 0
     unanswered: int = 0
+    locked_out: bool = False
     down_until: float = 0.0
     hold_until: float = 0.0
     trouble: str = ""
 
     def down(self, now: float) -> bool:
-        """Whether it serves nobody: no connection at the last try, or no answer for long."""
-        return bool(self.unreachable) or (self.unanswered >= SICK_FAILURES and now - self.answered_at >= SICK_S)
+        """Whether it serves nobody: no connection at the last try, no answer for long, or neither key nor model accepted."""
+        lasts = self.locked_out or now - self.answered_at >= SICK_S
+        return bool(self.unreachable) or (self.unanswered >= SICK_FAILURES and lasts)
 
 
 class Endpoints:
@@ -125,17 +129,18 @@ class Endpoints:
         endpoint.answered_at = asyncio.get_running_loop().time()
 
     @staticmethod
-    def mark_unanswered(endpoint: Endpoint, reached: bool, trouble: str) -> None:
+    def mark_unanswered(endpoint: Endpoint, reached: bool, trouble: str, locked_out: bool = False) -> None:
         """No usable answer came.
 
         Args:
             endpoint: From which.
             reached: Whether at least a connection came about.
             trouble: What came instead.
+            locked_out: Whether that was a word about key or model.
         """
         endpoint.unanswered += 1
         endpoint.unreachable = 0 if reached else endpoint.unreachable + 1
-        endpoint.trouble = trouble
+        endpoint.trouble, endpoint.locked_out = trouble, locked_out
         times = endpoint.unanswered - FEW_FAILURES + 1 if reached else endpoint.unreachable
         pause = min(MAX_DOWN_S, 2.0 ** min(times - 1, 10)) if times > 0 else 0.0
         endpoint.down_until = asyncio.get_running_loop().time() + pause

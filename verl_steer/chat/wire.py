@@ -20,7 +20,9 @@ from verl_steer.chat.text import sanitise
 
 # "Not now": too many requests, or a gateway whose server is busy or starting. They speak of the server alone.
 OVERLOAD_STATUS = frozenset({429, 502, 503, 504, 529})
-RETRYABLE_STATUS = frozenset({408, 409, 425, 429})  # and all 5xx; every other 4xx is final
+RETRYABLE_STATUS = frozenset({408, 409, 425, 429})  # and all 5xx
+# Key, credit, model: whoever asks is told the same. Every other 4xx speaks of the request and is final.
+LOCKED_OUT_STATUS = frozenset({401, 402, 404})
 _EXCERPT_CHARS = 300
 # How servers word that they do not know, or cannot compile, a request for structured output.
 _STRUCTURE_WORDS = ("response_format", "json_schema", "structured_output", "guided_json", "guided decoding", "grammar")
@@ -59,6 +61,7 @@ class Fault:
         retry_after_s: How long the server asks to be left alone, or None.
         unreachable: No connection came about: another URL may serve at once.
         overloaded: The server says "not now"; nothing was wrong with the request.
+        locked_out: The server does not accept the key, or does not have the model (any more).
         structure_rejected: The server objects to the fields that ask for structured output.
     """
 
@@ -68,6 +71,7 @@ class Fault:
     retry_after_s: float | None = None
     unreachable: bool = False
     overloaded: bool = False
+    locked_out: bool = False
     structure_rejected: bool = False
 
 
@@ -174,9 +178,10 @@ def _status_fault(response: httpx.Response, data: bytes, url: str) -> Fault:
         return Fault(detail, retry=False, outcome=Outcome.BLOCKED)
     return Fault(
         detail,
-        retry=status in RETRYABLE_STATUS or status >= 500,
+        retry=status in RETRYABLE_STATUS | LOCKED_OUT_STATUS or status >= 500,
         retry_after_s=retry_after(response.headers.get("retry-after")),
         overloaded=status in OVERLOAD_STATUS,
+        locked_out=status in LOCKED_OUT_STATUS,
         structure_rejected=status in (400, 422) and any(word in lowered for word in _STRUCTURE_WORDS),
     )
 
