@@ -94,7 +94,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.canary_file is not None:
         sys.stderr.write("verl-steer: --canary-file does nothing without --canaries; add it\n")
         return 2
-    from verl_steer.plugin.doctor import as_json, run_doctor
+    from verl_steer.plugin.doctor import run_doctor
+    from verl_steer.plugin.findings import as_json
 
     report = as_json(run_doctor(overrides, arguments.config_dir))
     if arguments.json:
@@ -106,7 +107,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _canaries(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from verl_steer.plugin.canary_check import run_canaries
-    from verl_steer.plugin.doctor import as_json
+    from verl_steer.plugin.findings import as_json
     from verl_steer.testing.canary_table import print_report
 
     if arguments.canary_attacks < 0:

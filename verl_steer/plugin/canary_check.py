@@ -6,13 +6,14 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from verl_steer.chat.endpoints import ChatConfigError
 from verl_steer.config import ConfigError, SteerConfig
 from verl_steer.plugin import checks
-from verl_steer.plugin.doctor import Finding, _compose, _run, _with_searchpath
+from verl_steer.plugin.findings import Finding, compose_recipe, is_sft, run
 from verl_steer.roles.build import build_tutor
 from verl_steer.testing.canaries import Answered, Canary, ask_all, built_in, hostile_variants
 from verl_steer.testing.canary_file import CanaryFileError, read_canary_file
@@ -36,15 +37,21 @@ def run_canaries(
         What was found, as the doctor's; and a report of each set, [] if the tutor could not be asked.
     """
     findings: list[Finding] = []
-    config = _compose(_with_searchpath(overrides, config_dir), findings)
-    steer = (
-        None if config is None else _run(findings, "steer node", lambda: ("valid", {"v": checks.steer_node(config)}))
-    )
-    found = _run(findings, "canaries", lambda: _sets(canary_file, attacks_each))
+    config = compose_recipe(overrides, config_dir, findings)
+    steer = None if config is None else run(findings, "steer node", lambda: _tutor_node(config))
+    found = run(findings, "canaries", lambda: _sets(canary_file, attacks_each))
     if steer is None or found is None:
         return _plain(findings), []
-    reports = _run(findings, "tutor", lambda: _ask(steer["v"], found["sets"]))
+    reports = run(findings, "tutor", lambda: _ask(steer["v"], found["sets"]))
     return _plain(findings), [] if reports is None else reports["reports"]
+
+
+def _tutor_node(config: DictConfig) -> tuple[str, dict[str, Any]]:
+    if is_sft(config):
+        raise checks.Problem(
+            "this recipe is one of stage II, which asks no tutor; name the one of main_ppo, +recipe=..."
+        )
+    return "valid", {"v": checks.steer_node(config)}
 
 
 def _sets(path: Path | None, each: int) -> tuple[str, dict[str, Any]]:

@@ -8,8 +8,7 @@ ask of the tutor.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_steer.plugin import arithmetic, checks, geometry, gpus, lora, memory
 from verl_steer.plugin.demand import demand
+from verl_steer.plugin.findings import NO_GPU, Finding, compose_recipe, is_sft, run, student
 from verl_steer.plugin.preflight import managed_tutor
 from verl_steer.plugin.sample import sample_image
-from verl_steer.plugin.version import SUPPORTED, UnsupportedVersionError, installed
+from verl_steer.plugin.sft_doctor import stage_two
+from verl_steer.plugin.version import SUPPORTED, installed
 
 SHOWN = (
     "verl",
@@ -42,70 +43,47 @@ _WITHOUT_CALL = {
 }
 
 
-@dataclass
-class Finding:
-    """One line of the report.
-
-    Attributes:
-        name: What was looked at.
-        status: "ok", "fail" or "note" (a note never blocks).
-        detail: What was found; for a failure what is wrong and what to do.
-        facts: The same for machines.
-    """
-
-    name: str
-    status: str
-    detail: str
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
 def run_doctor(overrides: list[str], config_dir: Path | None = None) -> list[Finding]:
     """Every check, in order; a check that needs the result of a failed one is left out.
 
     Args:
-        overrides: Hydra overrides as given to `main_ppo`, e.g. `+recipe=steer_grpo`.
+        overrides: Hydra overrides as given to `main_ppo`, or to the SFT trainer, e.g. `+recipe=steer_grpo`.
         config_dir: A folder of the user's own configuration, as `main_ppo --config-dir`.
     """
     findings = [_versions()]
-    config = _compose(_with_searchpath(overrides, config_dir), findings)
+    config = compose_recipe(overrides, config_dir, findings)
     if config is None:
         return findings
-    _run(findings, "plugin in this process", lambda: (checks.plugin_loaded(config), {}))
-    _run(findings, "plugin in a Ray worker", lambda: (_ray_worker(config), {}))
-    _run(findings, "device and rollout", lambda: _device(config))
-    _run(findings, "GPUs", lambda: _gpus(config))
-    batches = _run(findings, "batches", lambda: (arithmetic.batches_divide(config), {}))
-    _run(findings, "output folders", lambda: (checks.output_writable(config), {}))
-    steer = _run(findings, "steer node", lambda: ("valid", {"value": checks.steer_node(config)}))
-    _world(config, findings)
-    model = _run(findings, "student", lambda: _student(config))
-    shape = _run(findings, "student's layers", lambda: _layers(config)) if model else None
-    if shape and batches is not None:
-        findings.append(_memory(config, shape["value"]))
-    rows = None
-    if steer and model:
-        rows = _run(findings, "data", lambda: _data(config, steer["value"], model))
-    if steer:
-        _run(findings, "tutor", lambda: _tutor(config, steer["value"], rows))
-    findings += [_workarounds(), _trust_note()]
+    if is_sft(config):
+        stage_two(config, findings)
+    else:
+        _stage_three(config, findings)
+    findings.append(_workarounds())
     for finding in findings:
         finding.facts = {k: v for k, v in finding.facts.items() if isinstance(v, (str, int, float, bool, dict, list))}
     return findings
 
 
-def as_json(findings: list[Finding]) -> dict[str, Any]:
-    """{"ok": no known blocker, "findings": [...]}."""
-    return {"ok": all(f.status != "fail" for f in findings), "findings": [asdict(f) for f in findings]}
-
-
-def _run(findings: list[Finding], name: str, check: Callable[[], tuple[str, dict[str, Any]]]) -> dict[str, Any] | None:
-    try:
-        detail, facts = check()
-    except (checks.Problem, UnsupportedVersionError) as problem:
-        findings.append(Finding(name, "fail", str(problem)))
-        return None
-    findings.append(Finding(name, "ok", detail, facts))
-    return facts
+def _stage_three(config: DictConfig, findings: list[Finding]) -> None:
+    """What `main_ppo` needs."""
+    run(findings, "plugin in this process", lambda: (checks.plugin_loaded(config), {}))
+    run(findings, "plugin in a Ray worker", lambda: (_ray_worker(config), {}))
+    run(findings, "device and rollout", lambda: _device(config))
+    run(findings, "GPUs", lambda: _gpus(config))
+    batches = run(findings, "batches", lambda: (arithmetic.batches_divide(config), {}))
+    run(findings, "output folders", lambda: (checks.output_writable(config), {}))
+    steer = run(findings, "steer node", lambda: ("valid", {"value": checks.steer_node(config)}))
+    _world(config, findings)
+    model = run(findings, "student", lambda: student(config))
+    shape = run(findings, "student's layers", lambda: _layers(config)) if model else None
+    if shape and batches is not None:
+        findings.append(_memory(config, shape["value"]))
+    rows = None
+    if steer and model:
+        rows = run(findings, "data", lambda: _data(config, steer["value"], model))
+    if steer:
+        run(findings, "tutor", lambda: _tutor(config, steer["value"], rows))
+    findings.append(_trust_note())
 
 
 def _versions() -> Finding:
@@ -119,26 +97,6 @@ def _versions() -> Finding:
     return Finding(
         "versions", "fail" if wrong else "ok", "; ".join(wrong) or detail, {k: v or "" for k, v in found.items()}
     )
-
-
-def _with_searchpath(overrides: list[str], config_dir: Path | None) -> list[str]:
-    return overrides if config_dir is None else [f"hydra.searchpath=[file://{config_dir.absolute()}]", *overrides]
-
-
-def _compose(overrides: list[str], findings: list[Finding]) -> DictConfig | None:
-    import verl  # noqa: F401  (loads the plugin, which registers the recipes' resolvers)
-    from hydra import compose, initialize_config_module
-    from hydra.errors import HydraException
-
-    try:
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            config = compose("ppo_trainer", overrides=overrides)
-        OmegaConf.to_container(config, resolve=True)
-    except (HydraException, ValueError) as error:
-        findings.append(Finding("recipe", "fail", f"{' '.join(overrides)} does not compose: {error}"))
-        return None
-    findings.append(Finding("recipe", "ok", " ".join(overrides)))
-    return config
 
 
 def _ray_worker(config: DictConfig) -> str:
@@ -194,10 +152,7 @@ def _device(config: DictConfig) -> tuple[str, dict[str, Any]]:
     device, rollout = str(config.trainer.device), str(config.actor_rollout_ref.rollout.name)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cuda" and count == 0:
-        raise checks.Problem(
-            "trainer.device=cuda, but torch sees no GPU here; on a machine without one install a CPU build of torch "
-            "and verl-steer[cpu], or set VERL_STEER_DEVICE=cpu"
-        )
+        raise checks.Problem(NO_GPU)
     nodes, wanted = int(config.trainer.nnodes), int(config.trainer.n_gpus_per_node)
     if device == "cuda" and nodes == 1 and count < wanted:
         raise checks.Problem(
@@ -228,12 +183,6 @@ def _world(config: DictConfig, findings: list[Finding]) -> None:
             findings.append(
                 Finding("embedded world", "note", f"not built yet; the first run builds it in {paths.root}")
             )
-
-
-def _student(config: DictConfig) -> tuple[str, dict[str, Any]]:
-    tokenizer, processor = checks.model_readable(config)
-    sees = "sees pictures" if processor is not None else "text only"
-    return f"{config.actor_rollout_ref.model.path} ({sees})", {"tokenizer": tokenizer, "processor": processor}
 
 
 def _layers(config: DictConfig) -> tuple[str, dict[str, Any]]:

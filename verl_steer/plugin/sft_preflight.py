@@ -40,21 +40,12 @@ class SftPreflight(Callback):
 
 def run_preflight(config: DictConfig) -> None:
     """All checks in the order in which their messages help most."""
-    check_versions()
-    if hooks.failures:
-        raise Problem(
-            "verl_steer's plugin failed to load; verl hides such errors, here it is:\n" + "\n".join(hooks.failures)
-        )
-    steer = _steer_node(config)
-    _engine_heeds_the_switch(config, steer)
+    plugin_loaded()
+    switch_reaches(config)
     checks.output_writable(config)
     tokenizer, processor = checks.model_readable(config, "model")
+    counts = data_usable(config, tokenizer, processor)
     files = checks.data_files(config, optional=("data.val_files",))
-    if not config.data.val_files and str(config.trainer.test_freq) != "-1":
-        raise Problem(
-            f"trainer.test_freq={config.trainer.test_freq} without data.val_files: verl would fail at it; set -1"
-        )
-    counts = _rows_usable(config, files, tokenizer, processor)
     mine = fingerprint.fingerprint(config, [p for key, p in files if key == "data.train_files"], fingerprint.SFT_KEYS)
     start = fingerprint.check_resume(config, mine)
     if int(os.environ.get("RANK", "0")) == 0:
@@ -62,6 +53,33 @@ def run_preflight(config: DictConfig) -> None:
         print(
             f"verl_steer: preflight passed; {counts['rows']} rows, {counts['rejected']} rejected; {start}", flush=True
         )
+
+
+def plugin_loaded() -> str:
+    """verl and its companions are of supported versions, and the plugin's hooks ran."""
+    check_versions()
+    if hooks.failures:
+        raise Problem(
+            "verl_steer's plugin failed to load; verl hides such errors, here it is:\n" + "\n".join(hooks.failures)
+        )
+    return "loaded"
+
+
+def switch_reaches(config: DictConfig) -> str:
+    """The node `steer` is valid, and what it says of the vision tower reaches an engine that heeds it."""
+    steer = _steer_node(config)
+    _engine_heeds_the_switch(config, steer)
+    return f"valid; vision tower and projector {'frozen' if steer.sft.freeze_vision else 'trained'}"
+
+
+def data_usable(config: DictConfig, tokenizer: Any, processor: Any) -> dict[str, int]:
+    """The files are there and fill a batch with rows that can be trained on; {"rows", "rejected"}."""
+    files = checks.data_files(config, optional=("data.val_files",))
+    if not config.data.val_files and str(config.trainer.test_freq) != "-1":
+        raise Problem(
+            f"trainer.test_freq={config.trainer.test_freq} without data.val_files: verl would fail at it; set -1"
+        )
+    return _rows_usable(config, files, tokenizer, processor)
 
 
 def _steer_node(config: DictConfig) -> SftRunConfig:

@@ -1,0 +1,36 @@
+"""The doctor's checks for stage II: the same as `sft_preflight`'s, but all of them, and the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from verl_steer.plugin import checks, sft_preflight
+from verl_steer.plugin.findings import NO_GPU, Finding, run, student
+
+
+def stage_two(config: DictConfig, findings: list[Finding]) -> None:
+    """What verl's SFT trainer needs; there is no rollout, no tutor and no Ray."""
+    run(findings, "plugin in this process", lambda: (sft_preflight.plugin_loaded(), {}))
+    run(findings, "device", lambda: _device(config))
+    run(findings, "output folders", lambda: (checks.output_writable(config), {}))
+    run(findings, "steer node", lambda: (sft_preflight.switch_reaches(config), {}))
+    model = run(findings, "student", lambda: student(config, "model"))
+    if model:
+        run(findings, "data", lambda: _data(config, model))
+
+
+def _device(config: DictConfig) -> tuple[str, dict[str, Any]]:
+    import torch
+
+    device, count = str(config.trainer.device), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and count == 0:
+        raise checks.Problem(NO_GPU)
+    # How many take part is torchrun's --nproc-per-node, not the recipe's.
+    return f"{device} ({count} GPUs seen), engine {config.engine.strategy}", {"device": device, "gpus": count}
+
+
+def _data(config: DictConfig, model: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    counts = sft_preflight.data_usable(config, model["tokenizer"], model["processor"])
+    return f"{counts['rows']} rows, {counts['rejected']} rejected", dict(counts)
