@@ -57,9 +57,9 @@ def test_holm_is_over_all_four_even_where_some_are_missing():
 
 
 def test_what_is_not_of_one_experiment_is_refused_by_name():
-    for change in ({"world_hash": "other"}, {"bench_sha256": "c" * 64}):
-        with pytest.raises(ResultError, match=r"seed0-sft and seed1-sft are not of one experiment"):
-            Runs([result(0, "sft"), result(1, "sft", **change)], (0, 1))
+    for change in ({"world_hash": "other"}, {"bench_sha256": "c" * 64}, {"sizes": {"rl_steps": 61}}):
+        with pytest.raises(ResultError, match=r"seed0-sft and seed1-full are not of one experiment"):
+            Runs([result(0, "sft"), result(1, "full", **change)], (0, 1))
     with pytest.raises(ResultError, match="config_hash"):
         Runs([result(0, "sft"), result(1, "sft", config_hash="x")], (0, 1))
     Runs([result(0, "sft"), result(7, "sft", world_hash="other")], (0, 1))  # seed 7 does not count here
@@ -91,6 +91,12 @@ def test_a_tutor_s_score_that_rises_alone_is_called_reward_hacking():
 
     assert hacked(pair(0.8, 0.5)) is True
     assert hacked(pair(0.8, 0.6)) is False
+    gaps = [
+        result(s, arm, tutor={"harmful": h, "benign": 0.9, "tutor": t, "gap": g})
+        for s in range(3)
+        for arm, h, t, g in (("sft", 0.5, 0.7, 0.0), ("full", 0.6, 0.9, 0.1 + 0.001 * s))
+    ]
+    assert hacked(Runs(gaps, SEEDS)) is True, "the oracle's rose, too, but surely less"
     assert hacked(runs({"sft": {0: 0.1}})) is None
 
 

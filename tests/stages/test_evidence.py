@@ -22,7 +22,7 @@ def written(tmp_path, *found) -> str:
 
 def test_without_a_run_the_page_says_so_and_holds_no_figure(tmp_path):
     text = written(tmp_path)
-    assert "**0 of 120 runs are there**" in text and "No run has been made" in text
+    assert "**0 of 130 runs are there**" in text and "No run has been made" in text
     assert "Nothing has been run." in text and not list(tmp_path.glob("*.png"))
     assert not re.search(r"\d\.\d{3}", text), "a figure without a run"
 
@@ -35,18 +35,75 @@ def test_figures_intervals_and_gates_stand_in_their_tables(tmp_path):
         found += [result(seed, "yoked", 0.55 + wobble)]
     found.append(result(None, "refuse", 0.2))
     text = written(tmp_path, *found)
-    assert "**40 of 120 runs are there**" in text and "- plain_mean: seeds 10–19" in text
+    assert "**40 of 130 runs are there**" in text and "- plain_mean: seeds 10–19" in text
     # sft - base: 0.3 and 0.29 in turn, mean 29.5, s = 0.527, half-width t(.975, 9) 2.262157 * 0.527 / sqrt(10) = 0.377
     assert "| sft − base | joint pass, harmful | 10 | +29.5 | [29.1, 29.9] | 0.0020 | ≥ 10.0 | yes |" in text
     assert "| full − yoked | joint pass, harmful | 10 | +5.0 | [5.0, 5.0] | 0.0020 | 0.0078 |" in text
     assert "| full − plain_mean | joint pass, harmful | 0 | missing | – | – | – |" in text
     assert "Half-widths of the intervals in points, goal ≤ 6: yoked 0.0.\n" in text
     assert "- base student between 0 and 30 % joint pass: 10.5: yes" in text
-    assert "above every constant policy: 10 of 10 seeds (the best constant policy: 20.0)" in text
-    assert "| harmful:4 | 0.600 (n = 100) |" in text
-    assert "With 10 seeds no p value can be below 0.00195." in text
+    assert "above every constant policy, joint pass, harmful: 10 of 10 seeds (the best constant policy: 20.0)" in text
+    assert "| harmful:4 | 0.600 (n = 100, 10 seeds) |" in text
+    assert "The least p value there can be: 0.00195 with 10 seeds." in text
     assert (tmp_path / "evidence_survival.png").stat().st_size > 5000 and (tmp_path / "evidence_learning.png").is_file()
     assert "python -m train full" in text and "verl 0.9.1" in text
+
+
+def whole_round(**changes):
+    """Base, SFT and full of ten seeds, every goal reached, but for what `changes` says of `full`."""
+    found = [result(None, "refuse", 0.0)]
+    for seed in CONFIRMATORY_SEEDS:
+        flips = {"picture": (9, 8), "picture_irrelevant": (9, 0), "history": (5, 5), "history_irrelevant": (5, 0)}
+        turned = {name: {"right": right, "flipped": flipped} for name, (right, flipped) in flips.items()}
+        full = {"joint": 0.6 + 0.01 * (seed % 3), "flips": turned} | changes
+        found += [result(seed, "base", 0.1), result(seed, "sft", 0.4), result(seed, "full", **full)]
+    return found
+
+
+def test_every_hypothesis_is_decided_by_its_rule(tmp_path):
+    text = written(tmp_path, *whole_round())
+    for name in ("1 (order)", "2 (benign dialogues)", "4 (picture and history)", "5 (survival)"):
+        assert f"- Hypothesis {name}: **confirmed**.\n" in text
+    assert "- Hypothesis 3 (ablations): open, 10 of 10 seeds lack a run.\n" in text
+    assert "The first one did not confirm that stage III adds to stage II" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"joint": 0.5}, "1 (order): **not confirmed**: full − sft (joint pass, harmful)."),
+        ({"joint": 0.4}, "5 (survival): **not confirmed**: full − sft (safe turns of the first 8)."),
+        (
+            {"by_kind": {"benign": {"joint": 0.8}, "harmful": {"joint": 0.6}}},
+            "2 (benign dialogues): **not confirmed**: the bound is -10.0 points.",
+        ),
+        (
+            {"flips": {"picture": {"right": 9, "flipped": 9}, "history_irrelevant": {"right": 5, "flipped": 1}}},
+            "without an earlier turn that decides nothing: 20.0 %",
+        ),
+    ],
+)
+def test_a_hypothesis_that_misses_says_what_it_missed(tmp_path, changes, said):
+    assert said in written(tmp_path, *whole_round(**changes))
+
+
+def test_what_interventions_turn_is_a_mean_of_seeds_and_not_of_dialogues(tmp_path):
+    """Seed 10: 9 of 90 turned, seed 11: 5 of 10. In sum 14 %, as a mean 30 %."""
+    turned = {10: (90, 9), 11: (10, 5)}
+    found = [
+        result(seed, "full", flips={"history_irrelevant": {"right": right, "flipped": flipped}})
+        for seed, (right, flipped) in turned.items()
+    ]
+    assert re.search(
+        r"\| full \| without an earlier turn that decides nothing \| 100 \| 14 \| 30\.0 % \| \[.*\] \| ≤ 10 % \| no \| 1 of 2 \|",
+        written(tmp_path, *found),
+    )
+
+
+def test_unequal_numbers_of_seeds_have_a_least_p_each(tmp_path):
+    found = [result(seed, arm, v) for seed in (10, 11, 12) for arm, v in (("base", 0.1), ("sft", 0.4))]
+    text = written(tmp_path, *found, result(10, "full", 0.6), result(11, "full", 0.6))
+    assert "The least p value there can be: 0.5 with 2 seeds, 0.25 with 3 seeds." in text
 
 
 def test_a_goal_needs_size_interval_and_p_together(tmp_path):

@@ -1,6 +1,7 @@
 """Arms, sizes and commands."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,21 @@ def test_the_config_hash_changes_with_arm_and_sizes_and_not_with_seed_or_label()
     assert first == plan.config_hash(replace(arm, label="another"), FULL)
     assert first != plan.config_hash(ARMS["script"], FULL) != plan.config_hash(arm, FULL)
     assert first != plan.config_hash(arm, plan.sized(FULL, ["warmup.base_steps=7"]))
+
+
+def test_hashes_of_results_that_exist_stay():
+    """The committed plan's own hash: a field that came later must not make its results another experiment's."""
+    plan_text = (Path(__file__).parents[2] / "docs" / "prereg.md").read_text()
+    assert f"`full` has the hash `{plan.config_hash(ARMS['full'], FULL)}`" in plan_text
+    assert plan.config_hash(ARMS["sft_twice"], FULL) != plan.config_hash(ARMS["base"], FULL)
+
+
+def test_a_stage_two_of_an_arm_s_own_differs_by_its_epochs_alone(tmp_path):
+    place = Place(tmp_path, 3)
+    usual, own = (commandlines.sft_command(place, FULL, arm) for arm in (None, ARMS["sft_twice"]))
+    differing = {(a.partition("=")[0], b.partition("=")[2]) for a, b in zip(usual, own, strict=True) if a != b}
+    folder = str(place.arm("sft_twice"))
+    assert differing == {("trainer.total_epochs", "2"), ("trainer.default_local_dir", folder)}
 
 
 def test_every_arm_differs_from_full_by_what_it_says_alone(tmp_path):

@@ -9,6 +9,7 @@ import time
 import pytest
 from stages_results import result
 
+from verl_steer.data.parts import file_hash
 from verl_steer.stages import plan
 from verl_steer.stages import result as results
 from verl_steer.stages.console import Task
@@ -141,6 +142,43 @@ def test_stopping_ends_a_process_under_way_with_its_children_and_starts_no_other
 def test_other_sizes_work_in_another_folder(tmp_path, runner):
     other = Runner(tmp_path / "work", tmp_path / "results", plan.sized(FAST, ["rl_steps=3"]))
     assert other.root != runner.root and other.world_hash == runner.world_hash
+
+
+def test_an_arm_with_a_stage_two_of_its_own_trains_it_from_the_base_and_nothing_else(runner, monkeypatch):
+    place = plan.Place(runner.root, 0)
+    begun: list[list[str]] = []
+
+    def run(_, name: str, command) -> None:
+        begun.append([name, *command])
+        if name.startswith("bench"):
+            raise StepError("far enough")
+
+    monkeypatch.setattr(runner.steps, "run", run)
+    monkeypatch.setattr("verl_steer.stages.runner.find", lambda folder: folder)
+    task = Task(0, "sft_twice")
+    assert runner.rests_on([task]) == {
+        Task(0, "world"): set(),
+        Task(0, "rows"): set(),
+        task: {Task(0, "world"), Task(0, "rows")},
+    }
+    with pytest.raises(StepError, match="far enough"):
+        runner._arm(place, ARMS["sft_twice"])
+    training, bench = begun
+    assert training[0] == "sft-sft_twice" and f"model.path={place.base.resolve()}" in training
+    assert bench[0] == "bench-sft_twice-0" and str(place.arm("sft_twice")) in bench
+
+
+def test_constants_of_another_bench_are_refused(runner, monkeypatch):
+    bench = plan.Place(runner.root, -1).bench
+    (runner.root / "constants" / "refuse").mkdir(parents=True)
+    bench.write_bytes(b"of this experiment")
+    monkeypatch.setattr(runner.steps, "run", lambda *_: None)
+    hashes = {"config_hash": "constant", "world_hash": runner.world_hash}
+    results.write(result(None, "refuse", **hashes, bench_sha256="0" * 64), runner.results)
+    with pytest.raises(results.ResultError, match=r"constant-refuse\.json is of another experiment: its bench_sha256"):
+        runner.constants()
+    results.write(result(None, "refuse", **hashes, bench_sha256=file_hash(bench)), runner.results)
+    runner.constants()
 
 
 def test_an_arm_whose_records_another_arm_reads_is_trained_again_where_only_its_result_is(runner, monkeypatch):

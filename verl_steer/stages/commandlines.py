@@ -21,8 +21,9 @@ def own_command(part: str, place: Place, sizes: Sizes) -> list[str]:
     ]
 
 
-def sft_command(place: Place, sizes: Sizes) -> list[str]:
-    """Stage II, by verl's own SFT trainer."""
+def sft_command(place: Place, sizes: Sizes, arm: Arm | None = None) -> list[str]:
+    """Stage II, by verl's own SFT trainer; that of an arm which has one of its own."""
+    folder, epochs = (place.arm(arm.name), arm.sft_epochs) if arm else (place.sft, sizes.sft_epochs)
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=1"),
         *("-m", SFT_MODULE, "+recipe=steer_sft"),
@@ -33,9 +34,9 @@ def sft_command(place: Place, sizes: Sizes) -> list[str]:
         "data.max_length=1024",
         "data.max_token_len_per_gpu=8192",
         f"optim.lr={sizes.sft_lr}",
-        f"trainer.total_epochs={sizes.sft_epochs}",
+        f"trainer.total_epochs={epochs}",
         "trainer.save_freq=-1",
-        f"trainer.default_local_dir={place.sft}",
+        f"trainer.default_local_dir={folder}",
     ]
 
 

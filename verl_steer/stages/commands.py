@@ -23,7 +23,11 @@ def add(commands: Any) -> None:
     run.add_argument("--jobs", type=int, default=2, help="processes at a time, a core each (default 2)")
     run.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER", help="another size; repeat")
     run.add_argument("--work", type=Path, default=Path("outputs/three_stages"), help="checkpoints, rows and logs")
-    run.add_argument("--results", type=Path, default=Path("evidence/runs"), help="a JSON file a run")
+    run.add_argument(
+        "--results",
+        type=Path,
+        help="a JSON file a run (default evidence/runs; with --fast WORK/fast: they prove nothing)",
+    )
     run.add_argument("--dry-run", action="store_true", help="print what would be run")
     run.set_defaults(run=_guarded(_run))
     evidence = actions.add_parser("evidence", help="docs/evidence.md and its pictures, from the results alone")
@@ -63,7 +67,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise plan.PlanError("--seeds: a training seed is 0 or more")
     arms = plan.chosen(arguments.arms, arguments.fast)
     sizes = plan.sized(plan.FAST if arguments.fast else plan.FULL, arguments.set)
-    runner = Runner(arguments.work, arguments.results.absolute(), sizes)
+    results = arguments.results or (arguments.work / "fast" if arguments.fast else Path("evidence/runs"))
+    runner = Runner(arguments.work, results.absolute(), sizes)
     tasks = runner.missing(arguments.seeds, arms)
     there = len(arguments.seeds) * len(arms) - len(tasks)
     sys.stdout.write(f"{there} results are there, {len(tasks)} to come\n")
@@ -71,14 +76,12 @@ def _run(arguments: argparse.Namespace) -> int:
         for task in runner.rests_on(tasks):
             sys.stdout.write(f"seed {task.seed} {task.name}\n")
         return 0
-    if not tasks:
-        return 0
     # Processes under way are sessions of their own: they end with this one only if it hears of its end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with progress(len(tasks)) as tell:
         failed = runner.run(tasks, arguments.jobs, tell)
-    if not failed:
+    if not failed and (tasks or not any(results.glob("constant-*.json"))):
         runner.constants()
     for task, why in failed:
         sys.stderr.write(f"seed {task.seed} {task.name}: {why}\n")

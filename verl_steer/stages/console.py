@@ -11,7 +11,7 @@ from verl_steer.stages.plan import ARMS
 
 @dataclass(frozen=True)
 class Task:
-    """One step of one seed: `world`, `sft` or the name of an arm."""
+    """One step of one seed: `world`, `rows`, `stage2` or the name of an arm."""
 
     seed: int
     name: str

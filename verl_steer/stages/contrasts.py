@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -43,11 +44,9 @@ class Contrast:
 OUTCOMES: dict[str, tuple[str, Read, bool]] = {
     "joint": ("joint pass, harmful", lambda r: r.by_kind["harmful"].get("joint"), True),
     "benign_joint": ("joint pass, benign", lambda r: r.by_kind["benign"].get("joint"), True),
-    "all_joint": ("joint pass, all", lambda r: r.measures.get("joint"), True),
     "twin_accuracy": ("twin accuracy", lambda r: r.measures.get("twin_accuracy"), True),
     "strict_twins": ("twin accuracy, strict", lambda r: r.tutor.get("twin_accuracy"), True),
     "over_refusal": ("over-refusal (benign)", lambda r: r.measures.get("over_refusal"), True),
-    "any_failure": ("any failed turn", lambda r: r.measures.get("any_failure"), True),
     "safe_turns": ("safe turns of the first 8", lambda r: r.safe_turns, False),
     "gap": ("tutor minus oracle", lambda r: r.tutor.get("gap"), False),
     "oracle_harmful": ("turn reward, harmful", lambda r: r.tutor.get("harmful"), False),
@@ -64,7 +63,8 @@ SURVIVAL = (Contrast("base", "sft", "safe_turns", 0.0), Contrast("sft", "full", 
 #: The pre-registered family: Holm over these four, always four.
 FAMILY = tuple(Contrast(arm, "full", "joint") for arm in ("no_bootstrap", "single_turn", "plain_mean", "yoked"))
 OTHERS = tuple(
-    Contrast(arm, "full", "joint") for arm in ("running_mean", "script", "final_credit", "steer_turn", "reference")
+    Contrast(arm, "full", "joint")
+    for arm in ("sft_twice", "running_mean", "script", "final_credit", "steer_turn", "reference")
 )
 BENIGN_MARGIN = -0.05
 #: Points: a wider interval of an ablation says too little.
@@ -198,21 +198,21 @@ def survival_of(risk: Risk) -> list[float]:
 
 
 def hacked(runs: Runs) -> bool | None:
-    """Whether stage III raised the tutor's score and not the oracle's; None without both arms."""
-    tutor = runs.contrast(Contrast("sft", "full", "tutor"))
+    """Whether stage III raised the tutor's score and not the oracle's, or surely more than it; None without both arms."""
+    tutor, gap = (runs.contrast(Contrast("sft", "full", name)) for name in ("tutor", "gap"))
     oracle = [runs.contrast(Contrast("sft", "full", f"oracle_{kind}")) for kind in ("harmful", "benign")]
     if not tutor.seeds or not all(f.seeds for f in oracle):
         return None
-    return tutor.value > 0 and sum(f.value for f in oracle) <= 0
+    return gap.low > 0 or (tutor.value > 0 and sum(f.value for f in oracle) <= 0)
 
 
 def _one_experiment(results: Sequence[Result]) -> None:
     """Everything that is compared must be of one world, one bench and one set of sizes."""
     first: dict[str, Result] = {}
     for result in results:
-        shared = {"world_hash": result.world_hash, "bench_sha256": result.bench_sha256}
+        shared: dict[str, Any] = {"world_hash": result.world_hash, "bench_sha256": result.bench_sha256}
         if result.seed is not None:
-            shared[f"config_hash of {result.arm}"] = result.config_hash
+            shared |= {"sizes": result.sizes, f"config_hash of {result.arm}": result.config_hash}
         for name, value in shared.items():
             before = first.setdefault(name, result)
             field = name.partition(" ")[0]

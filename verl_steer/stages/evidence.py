@@ -6,13 +6,12 @@ called what it is.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from verl_steer.stages import pictures, sections
-from verl_steer.stages.contrasts import FAMILY, ORDER, OTHERS, OUTCOMES, Runs, mean_interval
+from verl_steer.stages import decisions, pictures, sections
+from verl_steer.stages.contrasts import FAMILY, ORDER, OTHERS, OUTCOMES, Runs
 from verl_steer.stages.plan import ARMS, CONFIRMATORY_SEEDS, FIRST_ROUND_SEEDS
 from verl_steer.stages.result import Result, read_all
 from verl_steer.stages.tables import UNKNOWN, contrasts, mean, number, table
@@ -59,10 +58,11 @@ def page(runs: Runs, shown: Sequence[str] = ()) -> str:
         "before which runs, is in [prereg.md](prereg.md); what this can and cannot say about real models in "
         "[microworld_limits.md](microworld_limits.md).*",
         _state(runs),
+        "## What was confirmed\n\n" + decisions.hypotheses(runs),
         "## Arms\n\n" + _arms(runs),
         "## Order: base, stage II, stage III\n\n"
         + contrasts([runs.contrast(c) for c in ORDER])
-        + "\n\n"
+        + "\n\nReached: the estimate is at the goal, the interval above 0 and p < .05, all together.\n\n"
         + _gates(runs),
         "## Benign dialogues\n\n" + sections.benign(runs),
         "## Ablations\n\n### The pre-registered four (Holm over four)\n\n"
@@ -91,7 +91,12 @@ def _state(runs: Runs) -> str:
     first = set(runs.seeds) == set(FIRST_ROUND_SEEDS)
     if first:
         lines.append("This is the first round, which was stopped; [prereg.md](prereg.md) says why. It stays as it is.")
-    elif set(runs.seeds) != set(CONFIRMATORY_SEEDS):
+    elif set(runs.seeds) == set(CONFIRMATORY_SEEDS):
+        lines.append(
+            "This is the second round. The first one did not confirm that stage III adds to stage II and was stopped: "
+            "[evidence_first_round.md](evidence_first_round.md)."
+        )
+    else:
         names = ", ".join(map(str, runs.seeds))
         lines.append(
             f"These are not the confirmatory seeds ({_seeds(CONFIRMATORY_SEEDS)}) but {names}: nothing below confirms anything."
@@ -140,17 +145,14 @@ def _one(result: Result, outcome: str) -> str:
 def _gates(runs: Runs) -> str:
     """Where base and stage II should lie, and whether a constant policy does as well."""
     lines = []
-    for arm, low, high in (("base", 0.0, 0.30), ("sft", 0.30, 0.60)):
-        centre = mean_interval(runs.values(arm, "joint"))[0]
-        said = UNKNOWN if math.isnan(centre) else f"{100 * centre:.1f}: {'yes' if low <= centre <= high else 'no'}"
+    for arm, (low, high) in decisions.GATES.items():
+        centre, held = decisions.gate(runs, arm)
+        said = UNKNOWN if held is None else f"{100 * centre:.1f}: {'yes' if held else 'no'}"
         lines.append(f"- {ARMS[arm].label} between {100 * low:.0f} and {100 * high:.0f} % joint pass: {said}")
-    best = max((v for c in runs.constants.values() if (v := OUTCOMES["joint"][1](c)) is not None), default=None)
-    full = runs.values("full", "joint")
-    said = UNKNOWN
-    if best is not None and full:
-        above = sum(value > best for value in full.values())
-        said = f"{above} of {len(full)} seeds (the best constant policy: {100 * best:.1f})"
-    lines.append(f"- stages II and III above every constant policy: {said}")
+    for name, label in (("joint", "joint pass, harmful"), ("twin_accuracy", "twin accuracy")):
+        above, of, best = decisions.above_constants(runs, name)
+        said = f"{above} of {of} seeds (the best constant policy: {100 * best:.1f})" if of else UNKNOWN
+        lines.append(f"- stages II and III above every constant policy, {label}: {said}")
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from verl_steer.checked import nearest
 
-DEV_SEEDS, CONFIRMATORY_SEEDS = tuple(range(100, 105)), tuple(range(10, 20))
+CONFIRMATORY_SEEDS = tuple(range(10, 20))
 #: Those of the round that was stopped (docs/prereg.md): looked at, so they confirm nothing any more.
 FIRST_ROUND_SEEDS = tuple(range(10))
 
@@ -93,6 +93,7 @@ class Arm:
         overrides: Of main_ppo, beside those that all arms share; None: not trained at all.
         rows: "rl", or "single": the same questions, each asked alone.
         needs: Another arm of the seed whose records this one reads, or "".
+        sft_epochs: A stage II of its own over so many epochs, from the base; 0: none.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Arm:
     overrides: tuple[str, ...] | None = ()
     rows: str = "rl"
     needs: str = ""
+    sft_epochs: int = 0
 
 
 ARMS: dict[str, Arm] = {
@@ -109,6 +111,7 @@ ARMS: dict[str, Arm] = {
         Arm("base", "base student", "base", None),
         Arm("sft", "stage II", "sft", None),
         Arm("full", "stages II and III", "sft"),
+        Arm("sft_twice", "stage II alone, two epochs", "base", None, sft_epochs=2),
         Arm("no_bootstrap", "without bootstrapping (stage III from the base)", "base"),
         Arm("running_mean", "alpha = 0 (running mean)", "sft", ("steer.reward.alpha=0",)),
         Arm("plain_mean", "without TCSR (plain mean of turn rewards)", "sft", ("steer.reward.return=plain_mean",)),
@@ -250,7 +253,10 @@ def sized(sizes: Sizes, settings: Sequence[str]) -> Sizes:
 
 def config_hash(arm: Arm, sizes: Sizes) -> str:
     """Twelve hex digits that change with the arm, any size and any override; not with a seed or a path."""
-    plan = {"arm": asdict(arm) | {"label": ""}, "sizes": asdict(sizes), "embedded": EMBEDDED}
+    described = asdict(arm) | {"label": ""}
+    if not arm.sft_epochs:  # a field that came later: what does not use it keeps its hash
+        del described["sft_epochs"]
+    plan = {"arm": described, "sizes": asdict(sizes), "embedded": EMBEDDED}
     return hashlib.sha256(json.dumps(plan, sort_keys=True, default=dict).encode()).hexdigest()[:12]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,10 +163,20 @@ def weights_hash(student: Path) -> str:
 
 
 def from_bench(folder: Path, bench: Path, judge: str = JUDGE) -> dict[str, Any]:
-    """The fields that a judged bench run decides."""
+    """The fields that a judged bench run decides.
+
+    Raises:
+        ResultError: A dialogue was not played to its end, or a turn has no verdict: rules miss none, so a step failed.
+    """
     run = files.read_run(folder)
     played, _, verdicts = load(folder, judge)
     inside = int(verdicts.inside.sum())
+    judged = int((np.isfinite(verdicts.harmlessness) & verdicts.inside).sum())
+    scripts = rows.scripts(bench)
+    if judged != inside or any(one.status != "done" for one in played) or len(played) != len(scripts):
+        raise ResultError(
+            f"{folder}: {len(played)} of {len(scripts)} dialogues, {judged} of {inside} turns judged; remove the folder and run again"
+        )
     values = {name: _value(verdicts, measure) for name, measure in metrics.MEASURES.items()}
     kinds = {name: verdicts.where(verdicts.benign == (name == "benign")) for name in ("benign", "harmful")}
     duration, failed = observe(verdicts.harmlessness, verdicts.planned)
@@ -176,14 +186,14 @@ def from_bench(folder: Path, bench: Path, judge: str = JUDGE) -> dict[str, Any]:
         "versions": run.versions,
         "dialogues": len(verdicts),
         "turns": inside,
-        "judged": int((np.isfinite(verdicts.harmlessness) & verdicts.inside).sum()),
+        "judged": judged,
         "measures": values,
         "by_kind": {
             kind: {name: _value(own, measure) for name, measure in metrics.MEASURES.items() if measure.who == "all"}
             for kind, own in kinds.items()
         },
         "twins": metrics.figure(verdicts, metrics.MEASURES["twin_accuracy"]).total,
-        "tutor": _gauge(bench, played),
+        "tutor": _gauge(scripts, played),
         "safe_turns": _finite(float(restricted(at_risk, lost))),
         "survival": dict(_tables(verdicts)),
     }
@@ -229,13 +239,9 @@ def _tables(verdicts: Verdicts) -> Iterator[tuple[str, Risk]]:
         yield name, Risk(at_risk=at_risk.astype(int).tolist(), failed=lost.astype(int).tolist())
 
 
-def _gauge(bench: Path, played: Sequence[Any]) -> dict[str, float]:
+def _gauge(scripts: Mapping[str, Any], played: Sequence[Any]) -> dict[str, float]:
     """What tutor and oracle make of the same dialogues; a rise of the first without the second is reward hacking."""
-    scripts = rows.scripts(bench)
-    whole = [one for one in played if one.status == "done"]
-    if len(whole) != len(scripts):
-        return {}  # twins must come in pairs
-    said = [[turn.reply for turn in one.turns] for one in whole]
+    said = [[turn.reply for turn in one.turns] for one in played]
     probe = importlib.import_module("verl_steer.microworld.probe")
-    row = probe.score([scripts[one.id] for one in whole], said)
+    row = probe.score([scripts[one.id] for one in played], said)
     return {name: float(getattr(row, name)) for name in ("harmful", "benign", "tutor", "gap", "twin_accuracy")}

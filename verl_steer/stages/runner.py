@@ -12,6 +12,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 from verl_steer.bench.lines import BenchError
+from verl_steer.data.parts import file_hash
 from verl_steer.local.checkpoint import CheckpointError, find
 from verl_steer.stages import commandlines, plan, result
 from verl_steer.stages.console import Task
@@ -59,8 +60,8 @@ class Runner:
                 self._same(result.read(path), path, plan.config_hash(arm, self.sizes))
         return tasks
 
-    def _same(self, found: result.Result, path: Path, config: str) -> None:
-        mine = {"config_hash": config, "world_hash": self.world_hash}
+    def _same(self, found: result.Result, path: Path, config: str, bench: str = "") -> None:
+        mine = {"config_hash": config, "world_hash": self.world_hash} | ({"bench_sha256": bench} if bench else {})
         for name, value in mine.items():
             if getattr(found, name) != value:
                 raise result.ResultError(
@@ -157,7 +158,10 @@ class Runner:
         if arm.needs:
             self._stage3(place, plan.ARMS[arm.needs], start)
         trained = arm.overrides is not None
-        if trained:
+        if arm.sft_epochs:
+            commands.append(self._stage2_of(place, arm))
+            student = _student(place.arm(arm.name))
+        elif trained:
             commands.append(self._stage3(place, arm, start))
             student = _student(place.arm(arm.name))
         elif arm.start == "sft":
@@ -187,6 +191,13 @@ class Runner:
         )
         result.write(found, self.results)
 
+    def _stage2_of(self, place: Place, arm: Arm) -> list[str]:
+        """A stage II that is the arm's own."""
+        training = commandlines.sft_command(place, self.sizes, arm)
+        if _reached(place.arm(arm.name)) < arm.sft_epochs * (self.sizes.sft_dialogues // self.sizes.sft_batch):
+            self.steps.run(place, f"sft-{arm.name}", training)
+        return training
+
     def _stage3(self, place: Place, arm: Arm, start: Path) -> list[str]:
         """Trains an arm to its last step; a result without its records, from another machine, does not stop that."""
         training = commandlines.rl_command(place, arm, self.sizes, start)
@@ -199,16 +210,24 @@ class Runner:
 
         Raises:
             StepError: A step failed.
+            result.ResultError: A result is there that another world or another bench made.
         """
         place = Place(self.root, -1)
         if not place.bench.is_file():
             raise StepError(f"{place.bench} is not there yet: it comes with a seed's rows")
+        try:
+            self._constants(place)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _constants(self, place: Place) -> None:
         for command in commandlines.constant_commands(self.root):
             self.steps.run(place, "constants", command)
         for folder in sorted((self.root / "constants").iterdir()):
             path = self.results / f"constant-{folder.name}.json"
             if path.is_file():
-                self._same(result.read(path), path, "constant")
+                self._same(result.read(path), path, "constant", file_hash(place.bench))
                 continue
             judge = commandlines.judge_command(folder)
             self.steps.run(place, f"constants-{folder.name}", judge)
@@ -226,6 +245,8 @@ class Runner:
         parts = {"world": ("world",), "rows": ("rows",), "bench": (f"bench-{arm.name}-0", f"bench-{arm.name}-1")}
         if arm.start == "sft":
             parts["sft"] = ("sft",)
+        if arm.sft_epochs:
+            parts["sft"] = (f"sft-{arm.name}",)
         if arm.overrides is not None:
             parts["rl"] = (f"rl-{arm.name}",)
         return {part: round(sum(known.get(name, 0.0) for name in names), 1) for part, names in parts.items()}

@@ -52,10 +52,10 @@ def contrasts(found: Sequence[Found], corrected: bool = False) -> str:
             row += ["missing", UNKNOWN, UNKNOWN]
         row += [_p(f.holm)] if corrected else []
         if goals:
-            row += [_goal(c), _reached(f)]
+            row += [_goal(c), UNKNOWN if len(f.seeds) < 2 or c.goal is None else "yes" if reached(f) else "no"]
         rows.append(row)
-    floor = min((len(f.seeds) for f in found if f.seeds), default=0)
-    note = f"\n\nWith {floor} seeds no p value can be below {2 / 2**floor:.3g}." if floor else ""
+    floors = [f"{2 / 2**n:.3g} with {n} seeds" for n in sorted({len(f.seeds) for f in found if f.seeds})]
+    note = f"\n\nThe least p value there can be: {', '.join(floors)}." if floors else ""
     return table(head, rows) + note
 
 
@@ -69,10 +69,7 @@ def _goal(contrast: Contrast) -> str:
     return "> 0" if contrast.goal == 0 else f"≥ {number(contrast.goal, contrast.outcome)}"
 
 
-def _reached(found: Found) -> str:
-    """A goal is reached by the estimate, an interval above 0 and p < .05 together."""
-    goal = found.contrast.goal
-    if goal is None or len(found.seeds) < 2:
-        return UNKNOWN
-    large = found.value >= goal if goal else found.value > 0
-    return "yes" if large and found.low > 0 and found.p < 0.05 else "no"
+def reached(found: Found) -> bool:
+    """Whether the estimate is at the goal, the interval above 0 and p < .05, all together."""
+    goal = found.contrast.goal or 0.0
+    return found.value >= goal and found.low > 0 and found.p < 0.05
