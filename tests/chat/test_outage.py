@@ -151,6 +151,20 @@ async def test_a_key_or_model_that_is_not_accepted_any_more_is_an_outage_at_once
         await chat.aclose()
 
 
+async def test_one_404_after_many_other_faults_is_no_lock_out():
+    several = endpoints.Endpoints(["http://one"], 4)
+    several.forget(asyncio.get_running_loop().time())
+    [one] = several
+    for told in ([False] * 20, [True], [False], [True] * (endpoints.SICK_FAILURES - 1)):
+        for locked_out in told:
+            several.mark_unanswered(one, True, "trouble", locked_out)
+    assert not several.all_down()
+    several.mark_unanswered(one, True, "trouble", True)
+    assert several.all_down()
+    several.mark_answered(one)
+    assert not several.all_down()
+
+
 async def test_one_request_that_is_always_told_404_stops_nobody_else():
     def handler(body):
         return error(404, "no such page") if "poison" in str(body["messages"]) else Completion("hi")

@@ -42,7 +42,7 @@ class Endpoint:
         outstanding: Requests under way.
         unreachable: Connections that did not come about since the last that did.
         unanswered: Requests without a usable answer since the last that had one.
-        locked_out: The last of them was told that key or model is not accepted.
+        locked_out: The last so many of them were told that key or model is not accepted.
         down_until: Until then another URL is preferred.
         hold_until: Until then the server asked to be left alone (Retry-After).
         trouble: What the last unanswered request met.
@@ -54,15 +54,15 @@ class Endpoint:
     outstanding: int = 0
     unreachable: int = 0
     unanswered: int = 0
-    locked_out: bool = False
+    locked_out: int = 0
     down_until: float = 0.0
     hold_until: float = 0.0
     trouble: str = ""
 
     def down(self, now: float) -> bool:
         """Whether it serves nobody: no connection at the last try, no answer for long, or neither key nor model accepted."""
-        lasts = self.locked_out or now - self.answered_at >= SICK_S
-        return bool(self.unreachable) or (self.unanswered >= SICK_FAILURES and lasts)
+        silent = self.unanswered >= SICK_FAILURES and now - self.answered_at >= SICK_S
+        return bool(self.unreachable) or silent or self.locked_out >= SICK_FAILURES
 
 
 class Endpoints:
@@ -125,7 +125,7 @@ class Endpoints:
     @staticmethod
     def mark_answered(endpoint: Endpoint) -> None:
         """A usable answer came, or a final refusal: the server works."""
-        endpoint.unreachable, endpoint.unanswered, endpoint.down_until = 0, 0, 0.0
+        endpoint.unreachable, endpoint.unanswered, endpoint.locked_out, endpoint.down_until = 0, 0, 0, 0.0
         endpoint.answered_at = asyncio.get_running_loop().time()
 
     @staticmethod
@@ -140,7 +140,7 @@ class Endpoints:
         """
         endpoint.unanswered += 1
         endpoint.unreachable = 0 if reached else endpoint.unreachable + 1
-        endpoint.trouble, endpoint.locked_out = trouble, locked_out
+        endpoint.trouble, endpoint.locked_out = trouble, endpoint.locked_out + 1 if locked_out else 0
         times = endpoint.unanswered - FEW_FAILURES + 1 if reached else endpoint.unreachable
         pause = min(MAX_DOWN_S, 2.0 ** min(times - 1, 10)) if times > 0 else 0.0
         endpoint.down_until = asyncio.get_running_loop().time() + pause

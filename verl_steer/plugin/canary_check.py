@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from verl_steer.chat.endpoints import ChatConfigError
+from verl_steer.chat.outage import ModelOutage
 from verl_steer.config import ConfigError, SteerConfig
 from verl_steer.plugin import checks
 from verl_steer.plugin.findings import Finding, compose_recipe, is_sft, run
@@ -20,6 +22,7 @@ from verl_steer.testing.canary_file import CanaryFileError, read_canary_file
 from verl_steer.testing.canary_report import Report, report
 
 OWN = "built-in"
+OUTAGE_S = 60.0  # somebody waits for the answer: no half hour, as a training would
 
 
 def run_canaries(
@@ -74,7 +77,7 @@ def _ask(steer: SteerConfig, sets: dict[str, list[Canary]]) -> tuple[str, dict[s
         )
     try:
         answers = asyncio.run(_answers(steer, sets))
-    except (ChatConfigError, ConfigError) as error:
+    except (ChatConfigError, ConfigError, ModelOutage) as error:
         raise checks.Problem(f"steer.tutor: {error}") from error
     name = steer.tutor.model or steer.tutor.kind
     total = sum(map(len, answers.values()))
@@ -82,7 +85,8 @@ def _ask(steer: SteerConfig, sets: dict[str, list[Canary]]) -> tuple[str, dict[s
 
 
 async def _answers(steer: SteerConfig, sets: dict[str, list[Canary]]) -> dict[str, list[Answered]]:
-    tutor = build_tutor(steer.tutor, steer.tutor.max_concurrency)
+    patience = min(steer.tutor.outage_s, OUTAGE_S)
+    tutor = build_tutor(dataclasses.replace(steer.tutor, outage_s=patience), steer.tutor.max_concurrency)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     try:
         ping = getattr(tutor, "ping", None)

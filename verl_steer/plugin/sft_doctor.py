@@ -1,4 +1,4 @@
-"""The doctor's checks for stage II: the same as `sft_preflight`'s, but all of them, and the device."""
+"""The doctor's checks for stage II: `sft_preflight`'s, all of them but for the folder's earlier checkpoints, and the device."""
 
 from __future__ import annotations
 
