@@ -14,6 +14,8 @@ from verl_steer.data.rows import script_to_row, write_rows
 from verl_steer.data.schemas import SftRow
 from verl_steer.data.splits import LAYOUTS, table
 from verl_steer.dialogue import Kind, Script, UserTurn
+from verl_steer.plugin.canary_check import run_canaries
+from verl_steer.plugin.doctor import run_doctor
 
 
 def doctor(*overrides: str) -> tuple[int, dict]:
@@ -53,6 +55,11 @@ def test_a_recipe_that_does_not_compose_is_named():
     assert "steer_gpro" in next(f["detail"] for f in report["findings"] if f["name"] == "recipe")
 
 
+def looked_at(*overrides: str) -> dict[str, tuple[str, str]]:
+    """What the doctor finds, in this process: no Ray is started for stage II."""
+    return {f.name: (f.status, f.detail) for f in run_doctor(list(overrides))}
+
+
 def test_stage_two_is_looked_at_as_its_trainer_would(tmp_path):
     build_tiny_vlm(tmp_path / "student")
     turns = [{"text": "q", "reply": "yes"}] * 2
@@ -65,16 +72,17 @@ def test_stage_two_is_looked_at_as_its_trainer_would(tmp_path):
         f"trainer.default_local_dir={tmp_path}/out",
         "data.max_length=128",
     )
-    code, report = doctor(*recipe, "data.train_batch_size=3")
-    assert code == 0 and status(report)["data"] == "ok" and "plugin in a Ray worker" not in status(report), report
+    found = looked_at(*recipe, "data.train_batch_size=3")
+    assert {status for status, _ in found.values()} == {"ok", "note"}, found
+    assert found["data"][1] == "3 rows, 0 rejected" and "plugin in a Ray worker" not in found
     assert not (tmp_path / "out").exists()
-    code, report = doctor(*recipe, "data.train_batch_size=4", "steer.sft.freeze_vision=false")
-    said = {f["name"]: f["detail"] for f in report["findings"]}
-    assert code == 1 and "lower it" in said["data"] and "trained" in said["steer node"]
-    code, report = doctor(*recipe, "data.train_fils=a")
-    assert code == 1 and "train_fils" in next(f["detail"] for f in report["findings"] if f["status"] == "fail")
+    found = looked_at(*recipe, "data.train_batch_size=4", "steer.sft.freeze_vision=false")
+    assert found["data"][0] == "fail" and "lower it" in found["data"][1]
+    assert found["steer node"] == ("ok", "valid; vision tower and projector trained")
+    [*_, (status, said)] = looked_at(*recipe, "data.train_fils=a").values()
+    assert status == "fail" and "train_fils" in said
 
 
 def test_stage_two_has_no_tutor_to_test():
-    code, report = doctor("--canaries", "+recipe=steer_sft")
-    assert code == 1 and "stage II" in next(f["detail"] for f in report["findings"] if f["name"] == "steer node")
+    findings, reports = run_canaries(["+recipe=steer_sft"], None, None, 0)
+    assert not reports and "stage II" in next(f.detail for f in findings if f.name == "steer node")
