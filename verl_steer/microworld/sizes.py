@@ -11,7 +11,7 @@ VERSION = 7  # raise it when the same sizes would give another world: old caches
 
 @dataclass(frozen=True)
 class WarmupConfig:
-    """Sizes of the warm-up. The defaults took 205 to 300 s of one core, by seed.
+    """Sizes of the warm-up. The defaults took 285 to 455 s of one core beside a busy one, by seed.
 
     Attributes:
         pictures: Pictures the vision tower alone is trained on.
