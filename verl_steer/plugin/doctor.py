@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_steer.plugin import arithmetic, checks, geometry, gpus, lora, memory
 from verl_steer.plugin.demand import demand
-from verl_steer.plugin.findings import NO_GPU, Finding, compose_recipe, is_sft, run, student
+from verl_steer.plugin.findings import Finding, compose_recipe, gpus_seen, is_sft, run, student
 from verl_steer.plugin.preflight import managed_tutor
 from verl_steer.plugin.sample import sample_image
 from verl_steer.plugin.sft_doctor import stage_two
@@ -147,12 +147,8 @@ def _ray_worker(config: DictConfig) -> str:
 
 
 def _device(config: DictConfig) -> tuple[str, dict[str, Any]]:
-    import torch
-
     device, rollout = str(config.trainer.device), str(config.actor_rollout_ref.rollout.name)
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "cuda" and count == 0:
-        raise checks.Problem(NO_GPU)
+    count = gpus_seen(device)
     nodes, wanted = int(config.trainer.nnodes), int(config.trainer.n_gpus_per_node)
     if device == "cuda" and nodes == 1 and count < wanted:
         raise checks.Problem(

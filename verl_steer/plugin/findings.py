@@ -14,10 +14,6 @@ from verl_steer.plugin.version import UnsupportedVersionError
 
 #: verl's configurations, of its SFT trainer and of main_ppo.
 _SFT, _PPO = _TRAINERS = ("sft_trainer_engine", "ppo_trainer")
-NO_GPU = (
-    "trainer.device=cuda, but torch sees no GPU here; on a machine without one install a CPU build of torch "
-    "and verl-steer[cpu], or set VERL_STEER_DEVICE=cpu"
-)
 
 
 @dataclass
@@ -83,6 +79,23 @@ def compose_recipe(overrides: list[str], config_dir: Path | None, findings: list
 def is_sft(config: DictConfig) -> bool:
     """Whether a configuration is one of stage II."""
     return OmegaConf.select(config, "steer.sft") is not None
+
+
+def gpus_seen(device: str) -> int:
+    """How many GPUs torch sees.
+
+    Raises:
+        Problem: None, and `device` is "cuda".
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and count == 0:
+        raise checks.Problem(
+            "trainer.device=cuda, but torch sees no GPU here; on a machine without one install a CPU build of torch "
+            "and verl-steer[cpu], or set VERL_STEER_DEVICE=cpu"
+        )
+    return count
 
 
 def student(config: DictConfig, node: str = "actor_rollout_ref.model") -> tuple[str, dict[str, Any]]:

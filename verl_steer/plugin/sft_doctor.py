@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from verl_steer.plugin import checks, sft_preflight
-from verl_steer.plugin.findings import NO_GPU, Finding, run, student
+from verl_steer.plugin.findings import Finding, gpus_seen, run, student
 
 
 def stage_two(config: DictConfig, findings: list[Finding]) -> None:
@@ -22,11 +22,8 @@ def stage_two(config: DictConfig, findings: list[Finding]) -> None:
 
 
 def _device(config: DictConfig) -> tuple[str, dict[str, Any]]:
-    import torch
-
-    device, count = str(config.trainer.device), torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "cuda" and count == 0:
-        raise checks.Problem(NO_GPU)
+    device = str(config.trainer.device)
+    count = gpus_seen(device)
     # How many take part is torchrun's --nproc-per-node, not the recipe's.
     return f"{device} ({count} GPUs seen), engine {config.engine.strategy}", {"device": device, "gpus": count}
 

@@ -191,6 +191,12 @@ def mean_interval(values: Mapping[int, float]) -> tuple[float, float, float]:
     return found.value, found.low, found.high
 
 
+def flip_shares(runs: Runs, arm: str, name: str) -> dict[int, float]:
+    """Seed -> share of right verdicts that an intervention turned, where anything was right."""
+    found = {seed: result.flips[name] for seed, result in sorted(runs.by_arm[arm].items()) if name in result.flips}
+    return {seed: turned.flipped / turned.right for seed, turned in found.items() if turned.right}
+
+
 def survival_of(risk: Risk) -> list[float]:
     """Ŝ(1), Ŝ(2), … of a table; NaN where nobody is at risk."""
     curve = product_limit(np.array(risk.at_risk, dtype=np.float64), np.array(risk.failed, dtype=np.float64))

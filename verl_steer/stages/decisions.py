@@ -14,9 +14,10 @@ from verl_steer.stages.contrasts import (
     SURVIVAL,
     Contrast,
     Runs,
+    flip_shares,
     mean_interval,
 )
-from verl_steer.stages.sections import INTERVENTIONS, flip_shares
+from verl_steer.stages.sections import INTERVENTIONS
 from verl_steer.stages.tables import reached
 
 #: Arm -> where its joint pass on harmful dialogues should lie, on the mean over seeds.

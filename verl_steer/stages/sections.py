@@ -14,6 +14,7 @@ from verl_steer.stages.contrasts import (
     SURVIVAL,
     Contrast,
     Runs,
+    flip_shares,
     hacked,
     mean_interval,
     survival_of,
@@ -145,9 +146,3 @@ def reliance(runs: Runs) -> str:
         "turns under an intervention: mean of the seeds' shares; a goal is reached by that mean. Pictures are swapped in both twins, turns "
         "taken from the harmful one.\n\n" + table(head, rows)
     )
-
-
-def flip_shares(runs: Runs, arm: str, name: str) -> dict[int, float]:
-    """Seed -> share of right verdicts that an intervention turned, where anything was right."""
-    found = {seed: result.flips[name] for seed, result in sorted(runs.by_arm[arm].items()) if name in result.flips}
-    return {seed: turned.flipped / turned.right for seed, turned in found.items() if turned.right}
