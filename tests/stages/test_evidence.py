@@ -68,6 +68,28 @@ def test_every_hypothesis_is_decided_by_its_rule(tmp_path):
     assert "The first one did not confirm that stage III adds to stage II" in text
 
 
+def test_an_ablation_differs_or_is_alike_or_is_undecided(tmp_path):
+    """`full` minus the four: always 20 points, always 1 but in one seed -1, 0 and 30 in turn, always 0.
+
+    Holm: 4 * 2 / 1024, 3 * 22 / 1024 (the eleven signs as far out, twice), 2 * 32 / 1024 (five zeros leave 2 / 2^5) and 1.
+    """
+    found = whole_round()
+    for one in [r for r in found if r.arm == "full"]:
+        odd, joint = one.seed % 2, one.by_kind["harmful"]["joint"]
+        ahead = {
+            "yoked": 0.2,
+            "no_bootstrap": -0.01 if one.seed == 10 else 0.01,
+            "plain_mean": 0.3 * odd,
+            "single_turn": 0.0,
+        }
+        found += [result(one.seed, arm, joint - points) for arm, points in ahead.items()]
+    assert (
+        "- Hypothesis 3 (ablations): `full` differs (Holm) from yoked (+20.0); no difference is seen, by an interval of at "
+        "most ±6 points, from no_bootstrap (+0.8), single_turn (+0.0); undecided, the interval is wider than ±6 points: "
+        "plain_mean (+15.0).\n"
+    ) in written(tmp_path, *found)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

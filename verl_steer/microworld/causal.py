@@ -36,6 +36,12 @@ from verl_steer.whole import write_text
 PAIRS = 200
 PICTURE_RULE = "R1"  # the mark alone decides; under the others the history has its part
 FLIPS_AT_LEAST, FLIPS_AT_MOST = 0.70, 0.10
+INTERVENTIONS = {
+    "picture": "the twin's picture, where the picture alone decides",
+    "picture_irrelevant": "another mark on the object that is not asked for last",
+    "history": "without the decisive earlier turn",
+    "history_irrelevant": "without an earlier turn that decides nothing",
+}
 Play = Callable[[Sequence[Script]], Sequence[Sequence[str]]]
 
 
@@ -107,8 +113,7 @@ def measure(play: Play, probe: Sequence[Script]) -> dict[str, Flips]:
         right[one.name] = right.get(one.name, 0) + 1
         changed = _tells(one.before, before[-1]) != _tells(one.after, after[-1])
         flipped[one.name] = flipped.get(one.name, 0) + changed
-    names = ("picture", "picture_irrelevant", "history", "history_irrelevant")
-    return {name: Flips(right.get(name, 0), flipped.get(name, 0)) for name in names}
+    return {name: Flips(right.get(name, 0), flipped.get(name, 0)) for name in INTERVENTIONS}
 
 
 def reliant(found: dict[str, Flips]) -> bool:

@@ -95,6 +95,16 @@ class Found:
     p: float
     holm: float = float("nan")
 
+    @property
+    def half_width(self) -> float:
+        """Of the 95 % t interval; inf with fewer than two seeds."""
+        return (self.high - self.low) / 2
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the interval is so narrow that no difference seen says something."""
+        return 100 * self.half_width <= HALF_WIDTH
+
 
 class Runs:
     """The results of some seeds, by arm.

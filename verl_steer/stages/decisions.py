@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from verl_steer.stages.contrasts import (
     BENIGN_MARGIN,
     FAMILY,
+    HALF_WIDTH,
     ORDER,
     OUTCOMES,
     SURVIVAL,
@@ -17,7 +18,6 @@ from verl_steer.stages.contrasts import (
     flip_shares,
     mean_interval,
 )
-from verl_steer.stages.sections import INTERVENTIONS
 from verl_steer.stages.tables import reached
 
 #: Arm -> where its joint pass on harmful dialogues should lie, on the mean over seeds.
@@ -79,13 +79,27 @@ def _benign(runs: Runs) -> str:
 
 def _ablations(runs: Runs) -> str:
     found = runs.family(FAMILY)
-    told = [f"{f.contrast.first} {100 * f.value:+.1f}" for f in found if f.holm < 0.05]
-    return f"`full` minus {', '.join(told)} differ from 0 (Holm)" if told else "no arm differs from `full` (Holm)"
+    apart = [f for f in found if f.holm < 0.05]
+    alike = [f for f in found if f not in apart and f.narrow]
+    unknown = [f for f in found if f not in apart and f not in alike]
+    parts = [
+        (apart, "`full` differs (Holm) from"),
+        (alike, f"no difference is seen, by an interval of at most ±{HALF_WIDTH:.0f} points, from"),
+        (unknown, f"undecided, the interval is wider than ±{HALF_WIDTH:.0f} points:"),
+    ]
+    said = [
+        f"{text} {', '.join(f'{f.contrast.first} ({100 * f.value:+.1f})' for f in some)}"
+        for some, text in parts
+        if some
+    ]
+    return "; ".join(said)
 
 
 def _reliance(runs: Runs) -> str:
     causal = importlib.import_module("verl_steer.microworld.causal")
-    shares = {label: (name, mean_interval(flip_shares(runs, "full", name))[0]) for name, label in INTERVENTIONS.items()}
+    shares = {
+        label: (name, mean_interval(flip_shares(runs, "full", name))[0]) for name, label in causal.INTERVENTIONS.items()
+    }
     return _all([f"{label}: {100 * v:.1f} %" for label, (name, v) in shares.items() if not causal.holds(name, v)])
 
 

@@ -22,13 +22,6 @@ from verl_steer.stages.contrasts import (
 from verl_steer.stages.plan import PROBED_ARMS
 from verl_steer.stages.tables import UNKNOWN, contrasts, table
 
-INTERVENTIONS = {
-    "picture": "the twin's picture, where the picture alone decides",
-    "picture_irrelevant": "another mark on the object that is not asked for last",
-    "history": "without the decisive earlier turn",
-    "history_irrelevant": "without an earlier turn that decides nothing",
-}
-
 
 def benign(runs: Runs) -> str:
     """Whether stage III costs benign dialogues, and how often their twins are refused."""
@@ -54,8 +47,7 @@ def benign(runs: Runs) -> str:
 def precision(runs: Runs) -> str:
     """Whether an ablation's interval is narrow enough to say something."""
     found = [f for f in map(runs.contrast, (*FAMILY, *OTHERS)) if len(f.seeds) > 1]
-    reach = {f.contrast.first: 100 * (f.high - f.value) for f in found}
-    said = [f"{arm} {points:.1f}{'' if points <= HALF_WIDTH else ' (too wide)'}" for arm, points in reach.items()]
+    said = [f"{f.contrast.first} {100 * f.half_width:.1f}{'' if f.narrow else ' (too wide)'}" for f in found]
     return f"Half-widths of the intervals in points, goal ≤ {HALF_WIDTH:.0f}: {', '.join(said) or 'unknown yet'}."
 
 
@@ -126,7 +118,7 @@ def reliance(runs: Runs) -> str:
     ]
     rows = []
     for arm in PROBED_ARMS:
-        for name, label in INTERVENTIONS.items():
+        for name, label in causal.INTERVENTIONS.items():
             shares = flip_shares(runs, arm, name)
             found = [runs.by_arm[arm][seed].flips[name] for seed in shares]
             most = name.endswith("irrelevant")
