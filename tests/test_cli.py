@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from verl_steer.cli import main
-from verl_steer.config import Reward
+from verl_steer.config import Reward, SteerConfig
 from verl_steer.dialogue import Dialogue, Kind, Script, Turn, UserTurn
 from verl_steer.records import RecordWriter, build_record, dialogue_to_dict, score_to_dict
 from verl_steer.scores import Outcome, TutorScores, Verdict
@@ -51,6 +52,51 @@ def test_rescore_names_a_wrong_preset_and_a_wrong_key(records, capsys):
 def test_rescore_of_a_folder_without_records_says_so(tmp_path, capsys):
     assert main(["records", "rescore", str(tmp_path)]) == 2
     assert "holds no train records" in capsys.readouterr().err
+
+
+def played(records, safeties):
+    """One group of a step, one rollout a list of safety scores; stored as `paper_v2` scores them."""
+    reward = SteerConfig.from_mapping({"reward": {"preset": "paper_v2"}}).reward.resolve()
+    lines = []
+    for session, scores in enumerate(safeties):
+        script = Script("s", Kind.RED_TEAM, tuple(UserTurn(f"q{n}") for n in range(len(scores))))
+        verdicts = [Verdict(Outcome.OK, TutorScores(safety, safety, safety)) for safety in scores]
+        turns = [Turn(t, t.text, "r", v, tutor_calls=1) for t, v in zip(script.turns, verdicts, strict=True)]
+        dialogue = Dialogue(script, len(scores), turns)
+        score = score_to_dict(score_dialogue(dialogue, reward, 1.0))
+        lines.append(build_record({"step": 1, "session": session, "uid": "g"}, dialogue_to_dict(dialogue), score))
+    RecordWriter(records).write_step("train", 1, lines)
+    return records
+
+
+def compared(records, *keys, capsys):
+    assert main(["records", "compare", str(records), "--json", "--preset", "paper_v2", *keys]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_compare_finds_the_run_s_own_settings_alike(tmp_path, capsys):
+    found = compared(played(tmp_path, [(10, 1), (10, 10), (1, 1)]), capsys=capsys)
+    assert found == {"rollouts": 3, "informative": 1.0, "correlation": pytest.approx(1), "same_sign": 1.0, "scale": 1.0}
+
+
+def test_compare_tells_direction_from_scale(tmp_path, capsys):
+    """Two turns. Turn rewards 1 and 0, so by hand, with alpha 0.3: R~ of (1, 0) is 1 + .7 / 2 = 1.35, of (0, 1) .35, of (1, 1) 2.
+
+    The plain mean gives .5, .5 and 1: A = (1.35, .35, 2) - 1.2333 against (.5, .5, 1) - .6667.
+    """
+    records = played(tmp_path, [(10, 1), (1, 10), (10, 10)])
+    found = compared(records, "--set", "return=plain_mean", capsys=capsys)
+    one, two = np.array([1.35, 0.35, 2.0]) - 3.7 / 3, np.array([0.5, 0.5, 1.0]) - 2 / 3
+    assert found["correlation"] == pytest.approx(one @ two / (one @ one * (two @ two)) ** 0.5)
+    assert found["same_sign"] == pytest.approx(2 / 3), (
+        "the early slip is below its group's mean both ways, the late one only here"
+    )
+    assert found["scale"] == pytest.approx((two @ two / (one @ one)) ** 0.5)
+
+
+def test_compare_of_groups_without_signal_invents_no_figure(tmp_path, capsys):
+    assert main(["records", "compare", str(played(tmp_path, [(5,), (5,)]))]) == 0
+    assert "2 rollouts; 0.0% have an advantage" in (out := capsys.readouterr().out) and "nan" in out
 
 
 def test_plot_draws_a_picture(records, capsys):

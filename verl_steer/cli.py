@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from verl_steer.bench.commands import add as add_bench
-from verl_steer.bench.report_commands import add_records_report, add_report_commands
+from verl_steer.bench.report_commands import add_report_commands
 from verl_steer.data.commands import add as add_data
+from verl_steer.records_commands import add as add_records
 from verl_steer.stages.commands import add as add_stages
 from verl_steer.synthesis.commands import add as add_synth
 from verl_steer.synthesis.disjoint_command import add as add_disjoint
@@ -49,23 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     add_stages(commands)
     add_report_commands(add_bench(commands))
 
-    records = commands.add_parser("records", help="look at dialogue records").add_subparsers(
-        required=True, metavar="ACTION"
-    )
-    rescore = records.add_parser("rescore", help="score stored dialogues again with other reward settings")
-    rescore.add_argument("directory", type=Path)
-    rescore.add_argument("--preset", default="paper", help="paper | paper_v2 | reference")
-    rescore.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of steer.reward, e.g. alpha=0"
-    )
-    rescore.add_argument("--min-scored", type=float, default=1.0, help="steer.dialogue.min_scored of the run")
-    rescore.add_argument("--split", default="train", choices=("train", "val"))
-    rescore.set_defaults(run=_rescore)
-    plot = records.add_parser("plot", help="draw the learning curve of a run as PNG")
-    plot.add_argument("directory", type=Path)
-    plot.add_argument("--out", type=Path, help="default: DIRECTORY/learning_curve.png")
-    plot.set_defaults(run=_plot)
-    add_records_report(records)
+    add_records(commands)
 
     serve = commands.add_parser("serve", help="serve the embedded models, or a checkpoint").add_subparsers(
         required=True, metavar="WHAT"
@@ -144,42 +129,6 @@ def _print_findings(findings: Sequence[Mapping[str, Any]]) -> None:
             f"[{colours[finding['status']]}]{finding['status']}[/]", finding["name"], escape(finding["detail"])
         )
     Console().print(table)
-
-
-def _rescore(arguments: argparse.Namespace) -> int:
-    import yaml
-
-    from verl_steer.config import ConfigError, SteerConfig
-    from verl_steer.records import RecordError, rescore
-
-    try:
-        keys = {"preset": arguments.preset}
-        for item in arguments.set:
-            name, separator, value = item.partition("=")
-            if not separator:
-                raise ConfigError(f"--set {item}: write KEY=VALUE, e.g. alpha=0")
-            keys[name] = yaml.safe_load(value)
-        reward = SteerConfig.from_mapping({"reward": keys}).reward.resolve()
-        found = False
-        for line in rescore(arguments.directory, reward, arguments.split, arguments.min_scored):
-            found = True
-            sys.stdout.write(json.dumps(line) + "\n")
-        if not found:
-            raise RecordError(
-                f"{arguments.directory} holds no {arguments.split} records; give the records folder of a run"
-            )
-    except (ConfigError, RecordError) as error:
-        sys.stderr.write(f"verl-steer: {error}\n")
-        return 2
-    return 0
-
-
-def _plot(arguments: argparse.Namespace) -> int:
-    from verl_steer.curves import plot_learning_curve
-
-    out = plot_learning_curve(arguments.directory, arguments.out or arguments.directory / "learning_curve.png")
-    sys.stdout.write(f"{out}\n")
-    return 0
 
 
 def _serve(arguments: argparse.Namespace) -> int:

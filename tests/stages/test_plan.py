@@ -79,6 +79,7 @@ def test_every_arm_differs_from_full_by_what_it_says_alone(tmp_path):
         "no_bootstrap": {"actor_rollout_ref.model.path"},
         "running_mean": {"steer.reward.alpha"},
         "plain_mean": {"steer.reward.return"},
+        "plain_mean_kl": {"steer.reward.return", "actor_rollout_ref.actor.kl_loss_coef"},
         "script": {"steer.dialogue.feedback"},
         "yoked": {"steer.dialogue.feedback", "steer.dialogue.yoked_to"},
         "single_turn": {"steer.dialogue.max_turns", "data.train_files", "data.train_batch_size"},

@@ -64,7 +64,7 @@ SURVIVAL = (Contrast("base", "sft", "safe_turns", 0.0), Contrast("sft", "full", 
 FAMILY = tuple(Contrast(arm, "full", "joint") for arm in ("no_bootstrap", "single_turn", "plain_mean", "yoked"))
 OTHERS = tuple(
     Contrast(arm, "full", "joint")
-    for arm in ("sft_twice", "running_mean", "script", "final_credit", "steer_turn", "reference")
+    for arm in ("sft_twice", "running_mean", "plain_mean_kl", "script", "final_credit", "steer_turn", "reference")
 )
 BENIGN_MARGIN = -0.05
 #: Points: a wider interval of an ablation says too little.

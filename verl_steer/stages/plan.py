@@ -115,6 +115,13 @@ ARMS: dict[str, Arm] = {
         Arm("no_bootstrap", "without bootstrapping (stage III from the base)", "base"),
         Arm("running_mean", "alpha = 0 (running mean)", "sft", ("steer.reward.alpha=0",)),
         Arm("plain_mean", "without TCSR (plain mean of turn rewards)", "sft", ("steer.reward.return=plain_mean",)),
+        Arm(
+            "plain_mean_kl",
+            "plain mean, with a KL loss scaled alike",
+            "sft",
+            # Its advantages are a fifth as large (docs/prereg.md), so is this coefficient of the usual 0.1.
+            ("steer.reward.return=plain_mean", "actor_rollout_ref.actor.kl_loss_coef=0.02"),
+        ),
         Arm("script", "without feedback (scripted questions)", "sft", ("steer.dialogue.feedback=script",)),
         Arm("yoked", "yoked questions (another dialogue's)", "sft", ("steer.dialogue.feedback=yoked",), needs="full"),
         Arm("single_turn", "single-turn data", "sft", ("steer.dialogue.max_turns=1",), rows="single"),

@@ -1,0 +1,81 @@
+"""Would other reward settings have taught the same? Answered from the dialogues of a run, without training again.
+
+GRPO learns from differences within a group: from A_i = R_i - mean of the group. Two settings whose A_i agree teach nearly the
+same, whatever their returns are. Their *scale* does not turn a gradient, but it weighs it against the KL loss and against a
+bound on the gradient's norm: who compares settings of unlike scale compares that, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from verl_steer.credit import Array, group_advantages
+from verl_steer.records import Record
+
+#: Below it an advantage is rounding.
+_NONE = 1e-9
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Advantages under the settings of the run and under others.
+
+    Attributes:
+        rollouts: Those that neither setting masks.
+        informative: Share of them that either setting gives an advantage other than 0; the rest is about these.
+        correlation: Pearson's, of the two advantages; NaN where one setting gives none.
+        same_sign: Share with the same sign; one that is 0 under a single setting disagrees.
+        scale: Root mean square advantage of the other settings over that of the run's; NaN if the run had none.
+    """
+
+    rollouts: int
+    informative: float
+    correlation: float
+    same_sign: float
+    scale: float
+
+
+def compare(stored: Iterable[Record], other: Iterable[Record]) -> Compared:
+    """Compares two scorings of the same rollouts.
+
+    Args:
+        stored: Records of a run.
+        other: The same in the same order, from `records.rescore`.
+
+    Raises:
+        ValueError: They are not the same rollouts.
+    """
+    first, second = list(stored), list(other)
+    if [_rollout(r) for r in first] != [_rollout(r) for r in second]:
+        raise ValueError("the two scorings are not of the same rollouts in the same order")
+    valid = np.array([not (a.get("masked") or b.get("masked")) for a, b in zip(first, second, strict=True)], dtype=bool)
+    groups = [(r.get("step"), r.get("uid")) for r in first]
+    one, two = (group_advantages(_returns(records), groups, valid)[valid] for records in (first, second))
+    told = (np.abs(one) > _NONE) | (np.abs(two) > _NONE)
+    if not told.any():
+        return Compared(int(valid.sum()), 0.0, float("nan"), float("nan"), float("nan"))
+    a, b = one[told], two[told]
+    alike = float(np.corrcoef(a, b)[0, 1]) if a.any() and b.any() else float("nan")
+    sizes = [float(np.sqrt((x**2).mean())) for x in (a, b)]
+    return Compared(
+        rollouts=int(valid.sum()),
+        informative=float(told.mean()),
+        correlation=alike,
+        same_sign=float((_sign(a) == _sign(b)).mean()),
+        scale=sizes[1] / sizes[0] if sizes[0] else float("nan"),
+    )
+
+
+def _rollout(record: Record) -> tuple[object, ...]:
+    return record.get("step"), record.get("uid"), record.get("session")
+
+
+def _returns(records: list[Record]) -> Array:
+    return np.array([0.0 if r.get("return") is None else r["return"] for r in records], dtype=np.float64)
+
+
+def _sign(values: Array) -> Array:
+    return np.where(np.abs(values) > _NONE, np.sign(values), 0.0)
