@@ -8,7 +8,9 @@ import pytest
 pytest.importorskip("verl")
 from omegaconf import OmegaConf
 
+from verl_steer.chat.endpoints import ChatConfigError
 from verl_steer.chat.outage import ModelOutage
+from verl_steer.config import ConfigError
 from verl_steer.plugin import outage, settings, worker
 from verl_steer.plugin.outage import TutorOutage, raise_if_reported
 
@@ -42,16 +44,23 @@ async def test_without_a_checkpoint_it_says_so(queue, folder):
         raise_if_reported(queue, folder)
 
 
-async def test_the_worker_reports_before_verl_swallows_the_exception(queue, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModelOutage("gone"), "the tutor is gone: gone (steer.tutor.outage_s)"),
+        (ChatConfigError("api_key_env=K: is not set"), "an agent-loop worker cannot work: api_key_env=K: is not set"),
+    ],
+)
+async def test_the_worker_reports_before_verl_swallows_the_exception(queue, monkeypatch, error, said):
     async def run(self, *args, **kwargs):
-        raise ModelOutage("gone")
+        raise error
 
     monkeypatch.setattr(worker._PlainWorker, "_run_agent_loop", run)
     mine = object.__new__(worker.SteerAgentLoopWorker)  # without verl's own start
     mine._start = asyncio.Lock()
-    with pytest.raises(ModelOutage):
+    with pytest.raises(type(error)):
         await mine._run_agent_loop({}, {"validate": False}, agent_name="steer")
-    assert [tag["says"] for tag in queue[outage.PARTITION].values()] == ["gone"]
+    assert [tag["says"] for tag in queue[outage.PARTITION].values()] == [said]
 
 
 async def test_the_sampler_hears_it_at_every_poll(queue, monkeypatch, tmp_path):
@@ -114,6 +123,35 @@ async def test_the_manager_numbers_its_workers(monkeypatch):
     await manager._init_agent_loop_workers()
     assert numbered == [("a", 0, 3), ("b", 1, 3), ("c", 2, 3)]
     mine = object.__new__(worker.SteerAgentLoopWorker)
+    mine.config = manager.config
     monkeypatch.setattr(settings, "_worker", None)
     await mine.take_number(1, 3)
     assert settings._worker == (1, 3)
+
+
+@pytest.mark.parametrize("key", ["api_key_env", "fence_key_env"])
+async def test_a_worker_without_its_secret_ends_the_run_before_a_rollout(monkeypatch, key):
+    """Its node's Ray was started without the variable: later verl would lose this worker's rollouts and go on."""
+    monkeypatch.setattr(settings, "_worker", None)
+    monkeypatch.delenv("STEER_TEST_SECRET", raising=False)
+    mine = object.__new__(worker.SteerAgentLoopWorker)
+    tutor = {"kind": "endpoint", "model": "m", "base_urls": ["http://t/v1"]}
+    node = (
+        {"tutor": {**tutor, key: "STEER_TEST_SECRET"}}
+        if key == "api_key_env"
+        else {"tutor": tutor, key: "STEER_TEST_SECRET"}
+    )
+    agent = {"num_workers": 2, "default_agent_loop": "steer"}
+    mine.config = OmegaConf.create({"steer": node, "actor_rollout_ref": {"rollout": {"agent": agent}}})
+    with pytest.raises(ConfigError, match=r"STEER_TEST_SECRET: that environment variable is not set"):
+        await mine.take_number(0, 2)
+    monkeypatch.setenv("STEER_TEST_SECRET", "x")
+    await mine.take_number(0, 2)
+
+
+def test_rollouts_that_never_arrived_are_counted(caplog):
+    from verl_steer.plugin.sampler import lost_fraction
+
+    assert lost_fraction(80, 80) == 0.0 and not caplog.records
+    assert lost_fraction(60, 80) == 0.25
+    assert "20 of 80 rollouts of this step were lost" in caplog.text

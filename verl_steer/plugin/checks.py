@@ -24,7 +24,7 @@ from verl_steer.dialogue import ImageRef
 from verl_steer.plugin import hooks
 from verl_steer.plugin.estimators import MASKABLE, UNUSABLE
 from verl_steer.plugin.limits import row_limits
-from verl_steer.plugin.settings import steer_config
+from verl_steer.plugin.settings import check_secrets, steer_config
 from verl_steer.plugin.version import check_versions
 from verl_steer.records import RecordError
 from verl_steer.roles.build import fallback_of
@@ -80,16 +80,9 @@ def steer_node(config: DictConfig) -> SteerConfig:
     """The `steer:` node, validated."""
     try:
         steer = steer_config(config)
+        check_secrets(steer)
     except ConfigError as error:
         raise Problem(str(error)) from error
-    for key, name in (
-        ("steer.tutor.api_key_env", steer.tutor.api_key_env),
-        ("steer.tutor.fallback.api_key_env", steer.tutor.fallback.api_key_env),
-        ("steer.difficulty.api_key_env", steer.difficulty.api_key_env),
-        ("steer.fence_key_env", steer.fence_key_env),
-    ):
-        if name and not os.environ.get(name):
-            raise Problem(f"{key}={name}: that environment variable is not set; export it here and on every node")
     return steer
 
 

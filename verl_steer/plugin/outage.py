@@ -1,4 +1,4 @@
-"""How a run stops when its tutor is gone for good: said by a worker, heard by the sampler.
+"""How a run stops when its tutor is gone for good, or a worker cannot work: said by a worker, heard by the sampler.
 
 verl catches whatever an agent loop raises and trains on the rollouts that are left; with the tutor gone that
 would be a step on nothing. The one place whose exception ends a run is the sampler, in the trainer's own process;
@@ -13,13 +13,14 @@ from typing import Any
 
 import transfer_queue as tq
 
+from verl_steer.chat.outage import ModelOutage
 from verl_steer.plugin.fingerprint import TRACKER
 
 PARTITION = "steer_outage"
 
 
 class TutorOutage(RuntimeError):
-    """The tutor has served nobody for `steer.tutor.outage_s`: the run ends and can be resumed."""
+    """The tutor has served nobody for `steer.tutor.outage_s`, or a worker cannot ask it: the run ends and can be resumed."""
 
 
 async def report(worker: str, error: Exception) -> None:
@@ -29,7 +30,11 @@ async def report(worker: str, error: Exception) -> None:
         worker: Id of the process that gives up.
         error: Why.
     """
-    await tq.async_kv_put(key=worker, partition_id=PARTITION, tag={"says": str(error)})
+    gone = isinstance(error, ModelOutage)
+    says = (
+        f"the tutor is gone: {error} (steer.tutor.outage_s)" if gone else f"an agent-loop worker cannot work: {error}"
+    )
+    await tq.async_kv_put(key=worker, partition_id=PARTITION, tag={"says": says})
 
 
 def raise_if_reported(partitions: dict[str, dict[str, dict[str, Any]]], checkpoint_dir: str | None) -> None:
@@ -46,8 +51,8 @@ def raise_if_reported(partitions: dict[str, dict[str, dict[str, Any]]], checkpoi
     if messages:
         says = next(iter(messages.values())).get("says", "")
         raise TutorOutage(
-            f"the tutor is gone: {says}. Training stops here (steer.tutor.outage_s); no rollout was scored or trained on "
-            f"without it. {resumes_from(checkpoint_dir)}"
+            f"{says}. Training stops here; no rollout was scored or trained on without its tutor. "
+            f"{resumes_from(checkpoint_dir)}"
         )
 
 

@@ -7,6 +7,7 @@ makes it the right and only writer of the dialogue records.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from verl_steer.plugin import outage
 from verl_steer.plugin.advantage import group_facts
 from verl_steer.records import RecordWriter, build_record
 from verl_steer.summary import summarise
+
+log = logging.getLogger(__name__)
 
 #: Arguments of verl's built-in samplers that verl does not pass to a custom one (trainer_base.py:162-184); a verl with
 #: patches/custom-sampler-settings.patch does, and then what verl passes counts.
@@ -46,6 +49,7 @@ class _Recording:
         directory = options.get("records_dir") or None
         self._writer = RecordWriter(directory) if directory else None
         self._checkpoint_dir = options.get("checkpoint_dir")
+        self._rollout_n = options.get("rollout_n")
 
     def _sync_metadata_from_transfer_queue(self) -> None:
         """verl's look at the queue, which every poll begins with; a lost tutor ends the run here.
@@ -85,6 +89,8 @@ class _Recording:
                 {r["uid"]: r["greedy_return"] for r in records if "greedy_return" in r},
             )
             metrics.update(summarise(records))
+            if records and self._rollout_n:
+                metrics["steer/lost/fraction"] = lost_fraction(len(records), batch_size * int(self._rollout_n))
         return batch, metrics
 
 
@@ -94,6 +100,18 @@ class SteerReplayBuffer(_Recording, ReplayBuffer):
 
 class SteerReplayBufferAsync(_Recording, ReplayBufferAsync):
     """For the asynchronous trainer modes."""
+
+
+def lost_fraction(arrived: int, expected: int) -> float:
+    """The share of a step's rollouts that never arrived: verl logs what their workers raised and trains on the others."""
+    lost = 1 - arrived / expected
+    if lost > 0:
+        log.warning(
+            "%d of %d rollouts of this step were lost; look for 'Error in _run_prompt' above",
+            expected - arrived,
+            expected,
+        )
+    return max(lost, 0.0)
 
 
 def without_signal(keys: Sequence[str], scores: Sequence[Mapping[str, Any] | None]) -> dict[str, float]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_steer.chat.limits import share_of
-from verl_steer.config import SteerConfig
+from verl_steer.config import ConfigError, SteerConfig
 from verl_steer.plugin.estimators import REMAX
 from verl_steer.roles.build import build_tutor
 from verl_steer.roles.frozen import FrozenStudent, build_frozen_student
@@ -44,13 +45,30 @@ def run_key(env_name: str | None, seed: int) -> bytes:
         seed: `steer.seed`.
 
     Raises:
-        KeyError: The named variable is not set.
+        KeyError: The named variable is not set (`check_secrets` has said so before).
     """
     if env_name is None:
         return hashlib.sha256(f"verl_steer fence {seed}".encode()).digest()
-    if not os.environ.get(env_name):
-        raise KeyError(f"steer.fence_key_env={env_name}: that environment variable is not set in this process")
     return os.environ[env_name].encode()
+
+
+def check_secrets(config: SteerConfig) -> None:
+    """Every environment variable that the configuration names is set in this process.
+
+    Raises:
+        ConfigError: One is not; names the key.
+    """
+    for key, name in (
+        ("steer.tutor.api_key_env", config.tutor.api_key_env),
+        ("steer.tutor.fallback.api_key_env", config.tutor.fallback.api_key_env),
+        ("steer.difficulty.api_key_env", config.difficulty.api_key_env),
+        ("steer.fence_key_env", config.fence_key_env),
+    ):
+        if name and not os.environ.get(name):
+            raise ConfigError(
+                f"{key}={name}: that environment variable is not set on {platform.node()}; export it there, and on "
+                "every node before `ray start`: a worker has the environment of its node's Ray"
+            )
 
 
 _worker: tuple[int, int] | None = None
@@ -79,10 +97,15 @@ def steer_config(trainer_config: DictConfig) -> SteerConfig:
 
 
 def settings_for(trainer_config: DictConfig) -> Settings:
-    """The process's settings for this configuration, made at first use."""
+    """The process's settings for this configuration, made at first use.
+
+    Raises:
+        ConfigError: The configuration cannot work here, or names a secret that this process lacks.
+    """
     known = _by_config.get(id(trainer_config))
     if known is None:
         config = steer_config(trainer_config)
+        check_secrets(config)
         # max_concurrency is a promise about the whole job; each worker keeps its share of it, for training and
         # validation alike. Under a manager that numbers no workers, nobody gets the remainder.
         index, workers = _worker or (None, int(trainer_config.actor_rollout_ref.rollout.agent.num_workers))

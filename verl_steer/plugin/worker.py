@@ -18,12 +18,15 @@ from typing import Any
 
 import ray
 import torch
+from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
+from verl_steer.chat.endpoints import ChatConfigError
 from verl_steer.chat.outage import ModelOutage
+from verl_steer.config import ConfigError
 from verl_steer.plugin import managed, outage
 from verl_steer.plugin.opening import Once
-from verl_steer.plugin.settings import number_worker, steer_config
+from verl_steer.plugin.settings import number_worker, settings_for, steer_config
 
 LOOP_ONLY = (
     "steer",
@@ -100,13 +103,23 @@ class SteerAgentLoopWorker(_PlainWorker):
             return await super()._run_agent_loop(
                 sampling_params, trajectory, steer_validate=bool(trajectory["validate"]), **kwargs
             )
-        except ModelOutage as error:
+        except (ModelOutage, ChatConfigError, ConfigError) as error:
+            # verl would go on with the rollouts of the other workers, step after step.
             await outage.report(f"worker-{os.getpid()}", error)
             raise
 
     async def take_number(self, index: int, count: int) -> None:
-        """Which of the job's workers this is; see `settings.number_worker`."""
+        """Which of the job's workers this is; see `settings.number_worker`.
+
+        What a worker needs is made here, before the first rollout: an exception of the manager's call ends the run,
+        whereas one in a rollout would cost this worker's share of every step, and verl would only log it.
+
+        Raises:
+            ConfigError: This worker's node lacks a secret, or the configuration cannot work.
+        """
         number_worker(index, count)
+        if OmegaConf.select(self.config, "actor_rollout_ref.rollout.agent.default_agent_loop") == "steer":
+            settings_for(self.config)
 
     async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> None:
         kept = {key: value for key, value in kwargs.items() if key not in LOOP_ONLY}
