@@ -134,7 +134,7 @@ class ChatClient:
             temperature: Of the sampling.
             schema: The reply should follow it; a hint to the server, see `structured.py`.
             attempt: Which call with this key it is (a repair is another one); the layers' business.
-            within: The caller's own deadline; it runs on in the queue and stands still in an outage.
+            within: The caller's own deadline; it stands still likewise.
 
         Raises:
             ChatConfigError: The API key's environment variable is not set, or holds no possible key; far too

@@ -35,7 +35,7 @@ class Call:
         key: Of the retries' jitter.
         headers: Of the request.
         secret: The API key, "" if there is none.
-        deadline: Running; it stands still in the queue and in an outage.
+        deadline: Running; it and its callers' stand still in the queue and in an outage.
         trial_s: Seconds of a request that asks whether an outage is over.
         sent: HTTP requests so far.
         waited_s: Seconds that the deadline did not count.
@@ -147,7 +147,9 @@ class Dispatcher:
     async def _attempt(self, call: Call) -> Reply | Fault:
         """One request, in the dialect its server speaks, once there is room for it."""
         began = time.perf_counter()
-        with call.deadline.paused():
+        # The callers' clocks too: where a whole validation set starts at once, all dialogues wait in this queue, and a slow
+        # tutor would cut the long ones. The calls ahead have deadlines of their own, so nobody waits for ever.
+        with call.deadline.paused(outer=True):
             endpoint = await self.slots.take()
         call.waited_s += time.perf_counter() - began
         clock = asyncio.get_running_loop().time
