@@ -113,6 +113,7 @@ def play(model, monkeypatch):
         frozen=None,
         twin=False,
         yoke=None,
+        trainer=None,
         **row,
     ):
         config = OmegaConf.create(
@@ -123,6 +124,8 @@ def play(model, monkeypatch):
                 "data": {"apply_chat_template_kwargs": {}, "mm_processor_kwargs": {}},
             }
         )
+        for key, value in (trainer or {}).items():
+            OmegaConf.update(config, key, value)
         settings = Settings(SteerConfig.from_mapping(steer or {}), tutor, b"key", frozen, yoke, greedy_twin=twin)
         monkeypatch.setitem(settings_module._by_config, id(config), (config, settings))
         student = Student(tokenizer, student_replies, end)
@@ -249,6 +252,23 @@ async def test_requests_are_seeded_by_seed_step_session_and_turn(play):
     _, sibling, _ = await play(["a"], Tutor(assessment()), session_id=3)
     seeds = [[c["seed"] for c in s.calls] for s in (first, again, sibling)]
     assert seeds[0] == seeds[1] and not set(seeds[0]) & set(seeds[2]) and len(set(seeds[0])) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "seed"),
+        ({"trainer.v1.trainer_mode": "sync", "actor_rollout_ref.rollout.name": "vllm"}, "seed"),
+        ({"actor_rollout_ref.rollout.name": "sglang"}, "sampling_seed"),
+        ({"trainer.v1.trainer_mode": "colocate_async"}, None),
+        ({"trainer.v1.trainer_mode": "separate_async", "actor_rollout_ref.rollout.name": "sglang"}, None),
+    ],
+)
+async def test_a_request_that_may_be_resumed_has_no_seed(play, settings, name):
+    """And SGLang calls it otherwise: its SamplingParams refuses `seed`."""
+    _, student, _ = await play(["a"], Tutor(assessment()), trainer=settings)
+    named = [{key for key in call if "seed" in key} for call in student.calls]
+    assert named == [{name} if name else set()] * 3
 
 
 async def test_siblings_share_the_tutors_random_choices_and_fence(play):

@@ -8,7 +8,6 @@ rewards, `output.py` places them.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,7 @@ from verl_steer.plugin.difficulty import meet
 from verl_steer.plugin.opening import Once, Opening, open_row
 from verl_steer.plugin.output import SteerOutput
 from verl_steer.plugin.rollout import Rollout
+from verl_steer.plugin.seeds import seed_name, seed_of
 from verl_steer.plugin.settings import settings_for
 from verl_steer.plugin.tokens import TokenLedger, remember_standins, tokenise, user_message
 from verl_steer.records import dialogue_to_dict
@@ -44,6 +44,7 @@ class SteerAgentLoop(AgentLoopBase):
         self.greedy_twin = settings.greedy_twin
         self.yoke = settings.yoke
         self.fence_key = settings.fence_key
+        self.seed_name = seed_name(self.config)
         self.reply_budget = int(self.rollout_config.response_length)
         self.end_id = int(self.tokenizer.eos_token_id)
         # A model may stop at another control token than its template's (Qwen: <|endoftext|>): it stopped all the same.
@@ -144,8 +145,11 @@ class SteerAgentLoop(AgentLoopBase):
         output = await self.server_manager.generate(
             request_id=rollout.request_id,
             prompt_ids=rollout.ledger.ids,
-            # A seed per request: with one seed per replica all siblings would say the same.
-            sampling_params={**sampling_params, "max_tokens": rollout.turn_budget, "seed": _seed(f"{rollout.key}|{t}")},
+            sampling_params={
+                **sampling_params,
+                "max_tokens": rollout.turn_budget,
+                **seed_of(self.seed_name, f"{rollout.key}|{t}"),
+            },
             image_data=rollout.images or None,
             mm_processor_kwargs=self._get_mm_processor_kwargs(),
         )
@@ -278,11 +282,6 @@ class SteerAgentLoop(AgentLoopBase):
                 },
             },
         )
-
-
-def _seed(key: str) -> int:
-    """A 31-bit seed from a key: every server accepts it, and it is the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") & 0x7FFFFFFF
 
 
 def _thinking(reply: str, opening: str, closing: str) -> str:
