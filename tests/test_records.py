@@ -174,7 +174,7 @@ def test_a_replayed_step_replaces_the_earlier_attempts_and_later_ones_are_set_as
     assert [(r["step"], r["uid"]) for r in read_records(tmp_path, "train")] == [
         (1, "first"), (1, "first"), (2, "first"), (2, "first"), (3, "second"),
     ]  # fmt: skip
-    assert [r["step"] for r in read_records(tmp_path, "val")] == [1, 2, 3]
+    assert [r["step"] for r in read_records(tmp_path, "val")] == [1, 2]
     resumed.write_step("train", 4, [record(make(), step=4, uid="second")])
     assert [r["uid"] for r in read_records(tmp_path, "train")][-2:] == ["second", "second"]
     # Nothing that was written is lost.
@@ -182,6 +182,20 @@ def test_a_replayed_step_replaces_the_earlier_attempts_and_later_ones_are_set_as
         "step_000004.jsonl.superseded",
         "step_000005.jsonl.superseded",
     ]
+
+
+def test_a_validation_alone_sets_nothing_aside(tmp_path):
+    """`trainer.val_only` of an older checkpoint, and the validation that a resumed run begins with."""
+    first = RecordWriter(tmp_path)
+    for step in range(1, 4):
+        first.write_step("train", step, [record(make(), step=step)])
+    RecordWriter(tmp_path).write_step("val", 1, [record(make(), step=1)])
+    assert [r["step"] for r in read_records(tmp_path, "train")] == [1, 2, 3]
+    resumed = RecordWriter(tmp_path)
+    resumed.write_step("val", 1, [record(make(), step=1)])
+    resumed.write_step("train", 2, [record(make(), step=2)])
+    assert [r["step"] for r in read_records(tmp_path, "train")] == [1, 2]
+    assert [r["step"] for r in read_records(tmp_path, "val")] == [1]
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

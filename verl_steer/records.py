@@ -2,8 +2,8 @@
 
 The sampler is the only writer, so a step's file can be written whole and renamed into place. A step
 that is played again after a resume replaces its file. Steps beyond the resume point that an earlier
-attempt played are no part of this run's history: the first write of an attempt renames their files to
-`*.superseded`, which no reader looks at. Pictures are named by their
+attempt played are no part of this run's history: the first step that an attempt trains on renames their
+files to `*.superseded`, which no reader looks at. An attempt that only validates sets nothing aside. Pictures are named by their
 SHA-256, not stored. Records hold text written by models: mode 0600, folders 0700.
 """
 
@@ -152,13 +152,13 @@ class RecordWriter:
         self._written: dict[str, tuple[Path, list[Record]]] = {}  # by split, its newest step only
 
     def write_step(self, split: str, step: int, records: Sequence[Record]) -> Path:
-        """Writes a step's records; the first call of this process replaces an earlier attempt's file.
+        """Writes a step's records, in place of what an earlier attempt left.
 
         Validation comes in batches: later calls for the same step add to it.
         """
         path = self._directory / split / f"step_{step:06d}.jsonl"
-        if not self._written:
-            self._supersede_later(step)
+        if split == "train" and split not in self._written:
+            self._supersede_from(step)
         newest, so_far = self._written.get(split, (None, []))
         if newest != path:
             so_far = []  # only the step in progress can grow; what is older need not be kept in memory
@@ -167,9 +167,10 @@ class RecordWriter:
         self._written[split] = (path, so_far)
         return path
 
-    def _supersede_later(self, step: int) -> None:
+    def _supersede_from(self, step: int) -> None:
+        """Sets aside what lies beyond the training of this step: a validation of the same step comes after it."""
         for path in self._directory.glob("*/step_*.jsonl"):
-            if int(path.stem.removeprefix("step_")) > step:
+            if int(path.stem.removeprefix("step_")) >= step + (path.parent.name == "train"):
                 path.replace(path.with_name(f"{path.name}.superseded"))
 
 

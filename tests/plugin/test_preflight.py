@@ -179,13 +179,49 @@ def test_the_same_run_resumes(run, tmp_path, capsys):
     assert "resumes from step 3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("override", ["data.seed=2", "actor_rollout_ref.rollout.n=4"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.seed=2",
+        "actor_rollout_ref.rollout.n=4",
+        "actor_rollout_ref.actor.optim.lr=3e-5",
+        "steer.dialogue.feedback=script",
+        "steer.tutor.model=another",
+    ],
+)
 def test_another_runs_checkpoint_is_refused(run, tmp_path, override):
     run_preflight(run())
     leave_checkpoint(tmp_path / "out", 3, "3")
     before = (tmp_path / "out" / fingerprint.FILE).read_text()
     message = problem(run(override))
     assert override.split("=")[0] in message and "Choose another trainer.default_local_dir" in message
+    assert (tmp_path / "out" / fingerprint.FILE).read_text() == before
+
+
+def test_another_reward_is_another_run_and_an_older_fingerprint_did_not_know_it(run, tmp_path):
+    run_preflight(run())
+    leave_checkpoint(tmp_path / "out", 3, "3")
+    message = problem(run("steer.reward.alpha=0"))
+    assert "steer.reward.alpha: there None, here 0\n" in message and "trainer.resume_mode=resume_path" in message
+    path = tmp_path / "out" / fingerprint.FILE
+    older = {key: value for key, value in json.loads(path.read_text()).items() if key != "steer.reward.alpha"}
+    path.write_text(json.dumps(older))
+    run_preflight(run("steer.reward.alpha=0"))
+
+
+def test_an_evaluation_of_a_checkpoint_leaves_the_fingerprint_of_the_run(run, tmp_path):
+    run_preflight(run())
+    leave_checkpoint(tmp_path / "out", 3, "3")
+    before = (tmp_path / "out" / fingerprint.FILE).read_text()
+    checkpoint = tmp_path / "out" / "global_step_3"
+    run_preflight(
+        run(
+            "trainer.val_only=true",
+            "trainer.resume_mode=resume_path",
+            f"trainer.resume_from_path={checkpoint}",
+            "actor_rollout_ref.rollout.n=4",
+        )
+    )
     assert (tmp_path / "out" / fingerprint.FILE).read_text() == before
 
 

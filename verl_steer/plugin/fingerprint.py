@@ -16,14 +16,23 @@ from omegaconf import DictConfig, OmegaConf
 
 FILE = "steer_fingerprint.json"
 TRACKER = "latest_checkpointed_iteration.txt"
-#: A change of any of these makes another run of it. Batch and group sizes belong: the data order depends on them.
+#: A change of any of these makes another run of it. Batch and group sizes belong: the data order depends on them. Where
+#: the tutor is served does not.
 KEYS = (
     "actor_rollout_ref.model.path",
     "data.seed",
     "data.train_batch_size",
     "actor_rollout_ref.rollout.n",
     "algorithm.adv_estimator",
+    "actor_rollout_ref.actor.optim.lr",
+    "actor_rollout_ref.actor.use_kl_loss",
+    "actor_rollout_ref.actor.kl_loss_coef",
     "steer.seed",
+    "steer.reward",
+    "steer.dialogue.feedback",
+    "steer.dialogue.max_turns",
+    "steer.tutor.kind",
+    "steer.tutor.model",
 )
 #: The same of an SFT run.
 SFT_KEYS = ("model.path", "data.seed", "data.train_batch_size", "steer.sft.freeze_vision")
@@ -34,13 +43,18 @@ class ForeignCheckpointError(RuntimeError):
 
 
 def fingerprint(config: DictConfig, train_files: list[Path], keys: tuple[str, ...] = KEYS) -> dict[str, Any]:
-    """What identifies a run: the values of `keys` and the content of its training files."""
+    """What identifies a run: the values of `keys`, those of a node one by one, and the content of its training files."""
     digest = hashlib.sha256()
     for path in train_files:
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
-    return {**{key: OmegaConf.select(config, key) for key in keys}, "data.train_files": digest.hexdigest()}
+    values: dict[str, Any] = {}
+    for key in keys:
+        found = OmegaConf.select(config, key)
+        plain = OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+        values |= {f"{key}.{name}": value for name, value in plain.items()} if isinstance(plain, dict) else {key: plain}
+    return {**values, "data.train_files": digest.hexdigest()}
 
 
 def check_resume(config: DictConfig, mine: dict[str, Any]) -> str:
@@ -57,12 +71,14 @@ def check_resume(config: DictConfig, mine: dict[str, Any]) -> str:
     if not steps or mode == "resume_path":
         return "a new run"
     theirs = _read(folder / FILE)
-    different = [key for key in mine if theirs.get(key) != mine[key]]
+    # A readable one without a key is of an older version, which did not look at it.
+    different = [key for key in mine if theirs.get(key, None if not theirs else mine[key]) != mine[key]]
     if different:
         lines = "".join(f"\n  {key}: there {theirs.get(key)!r}, here {mine[key]!r}" for key in different)
         raise ForeignCheckpointError(
             f"trainer.default_local_dir={folder} holds checkpoints of another run (steps {steps}):{lines}\n"
-            "Choose another trainer.default_local_dir or trainer.experiment_name."
+            "Choose another trainer.default_local_dir or trainer.experiment_name. To go on from one of them on purpose, set "
+            "trainer.resume_mode=resume_path and trainer.resume_from_path."
         )
     tracker = folder / TRACKER
     # verl writes actor, data and then the tracker: without one, the newest step may be torn, and verl starts anew.
@@ -76,7 +92,9 @@ def check_resume(config: DictConfig, mine: dict[str, Any]) -> str:
 
 
 def remember(config: DictConfig, mine: dict[str, Any]) -> None:
-    """Leaves the fingerprint beside the checkpoints to come."""
+    """Leaves the fingerprint beside the checkpoints to come; a run that only validates makes none."""
+    if OmegaConf.select(config, "trainer.val_only", default=False):
+        return
     folder = Path(str(OmegaConf.select(config, "trainer.default_local_dir"))).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / FILE, json.dumps(mine, indent=1, sort_keys=True))
