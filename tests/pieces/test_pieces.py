@@ -25,6 +25,7 @@ from verl.trainer.ppo.reward import get_custom_reward_fn
 
 from verl_steer.config import SteerConfig
 from verl_steer.dialogue import Kind, Script, UserTurn
+from verl_steer.plugin import algorithm
 from verl_steer.plugin.advantage import _past
 from verl_steer.plugin.checks import Problem, plugin_loaded
 from verl_steer.plugin.worker import SteerAgentLoopWorker
@@ -249,14 +250,15 @@ async def test_another_environment_judges_asks_and_is_scored_by_the_same_loop(he
 async def test_the_tutor_loop_alone_leaves_reward_and_estimator_to_verl(here, student):
     environment = ("steer.tutor.kind=custom", *custom("examples/pieces/arithmetic_tutor.py", "ArithmeticTutor"))
     config = example("tutor_loop", f"actor_rollout_ref.model.path={student}", *environment, *LENGTHS)
-    plugin_loaded(config)  # verl's grpo is no mistake beside verl's reward manager
+    plugin_loaded(config)
+    algorithm.usable(config)  # verl's grpo is no mistake beside verl's reward manager
     assert config.algorithm.adv_estimator == "grpo"
     [found, _] = await played(config, student, right=2)
     assert sum(found["rewards"]) == pytest.approx(2 / 3) and sum(r != 0 for r in found["rewards"]) == 1, (
         "one scalar, last token"
     )
     with pytest.raises(Problem, match="masked_rloo"):
-        plugin_loaded(example("tutor_loop", "algorithm.adv_estimator=rloo", "reward.reward_manager.name=steer"))
+        algorithm.usable(example("tutor_loop", "algorithm.adv_estimator=rloo", "reward.reward_manager.name=steer"))
 
 
 def custom(path: str, name: str) -> list[str]:

@@ -92,6 +92,7 @@ def test_the_callback_stops_with_the_message_and_without_a_traceback(run):
         ("algorithm.adv_estimator=remax", "trainer_base.py:1745.*use steer_remax"),
         ("algorithm.adv_estimator=optimal_token_baseline", "sum_pi_squared"),
         ("algorithm.adv_estimator=gdpo", "steer.reward.weights"),
+        ("algorithm.filter_groups={enable: true, metric: null}", "filter_groups.metric filters nothing"),
         ("actor_rollout_ref.rollout.max_model_len=100", "max_model_len=100 is less than"),
         ("trainer.use_v1=false", "V0 trainer ignores turn rewards"),
         ("steer.tutor.kind=endpoint", "steer.tutor.base_urls is empty"),

@@ -22,7 +22,6 @@ from verl_steer.data.check import check_row
 from verl_steer.data.rows import row_to_script
 from verl_steer.dialogue import ImageRef
 from verl_steer.plugin import hooks
-from verl_steer.plugin.estimators import MASKABLE, UNUSABLE
 from verl_steer.plugin.limits import row_limits
 from verl_steer.plugin.settings import check_secrets, steer_config
 from verl_steer.plugin.version import check_versions
@@ -61,18 +60,6 @@ def plugin_loaded(config: DictConfig) -> str:
             raise Problem(
                 f"{key}={name} is not registered{nearest(name, registry)}; is verl_steer installed in this environment?"
             )
-    estimator = str(OmegaConf.select(config, "algorithm.adv_estimator"))
-    if estimator in UNUSABLE:
-        raise Problem(f"algorithm.adv_estimator={estimator}: {UNUSABLE[estimator]}")
-    # Only our reward manager masks rollouts; beside another one verl's own estimators see what they expect.
-    ours = str(OmegaConf.select(config, "reward.reward_manager.name")) == "steer"
-    if ours and estimator in MASKABLE:
-        raise Problem(
-            f"algorithm.adv_estimator={config.algorithm.adv_estimator} lets rollouts without verdicts vote in the baseline; "
-            f"use masked_{config.algorithm.adv_estimator}, the same estimator without them"
-        )
-    if not OmegaConf.select(config, "trainer.use_v1", default=True):
-        raise Problem("trainer.use_v1=False: verl's V0 trainer ignores turn rewards; leave it true")
     return "agent loop, reward manager and estimator are registered"
 
 

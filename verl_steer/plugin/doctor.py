@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_steer.plugin import arithmetic, checks, geometry, gpus, lora, memory
+from verl_steer.plugin import algorithm, arithmetic, checks, geometry, gpus, lora, memory
 from verl_steer.plugin.demand import demand
 from verl_steer.plugin.findings import Finding, compose_recipe, gpus_seen, is_sft, run, student
 from verl_steer.plugin.preflight import managed_tutor
@@ -70,6 +70,7 @@ def _stage_three(config: DictConfig, findings: list[Finding]) -> None:
     run(findings, "plugin in a Ray worker", lambda: (_ray_worker(config), {}))
     run(findings, "device and rollout", lambda: _device(config))
     run(findings, "GPUs", lambda: _gpus(config))
+    run(findings, "algorithm", lambda: (algorithm.usable(config), {}))
     batches = run(findings, "batches", lambda: (arithmetic.batches_divide(config), {}))
     run(findings, "output folders", lambda: (checks.output_writable(config), {}))
     steer = run(findings, "steer node", lambda: ("valid", {"value": checks.steer_node(config)}))

@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from verl_steer.config import TutorConfig
-from verl_steer.plugin import arithmetic, checks, fingerprint, geometry, gpus, lora, managed
+from verl_steer.plugin import algorithm, arithmetic, checks, fingerprint, geometry, gpus, lora, managed
 from verl_steer.plugin.resolvers import uses_embedded_student, world_place
 from verl_steer.plugin.sample import sample_image
 from verl_steer.plugin.version import UnsupportedVersionError
@@ -38,6 +38,7 @@ class Preflight(Callback):
 def run_preflight(config: DictConfig) -> None:
     """All checks in the order in which their messages help most; see `checks.py`."""
     checks.plugin_loaded(config)
+    algorithm.usable(config)
     steer = checks.steer_node(config)
     checks.output_writable(config)
     checks.lengths_agree(config)
