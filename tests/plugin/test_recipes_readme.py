@@ -74,7 +74,7 @@ def test_the_fine_tuning_command_composes(command):
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose("sft_trainer_engine", overrides=overrides)
     OmegaConf.to_container(config, resolve=True)
-    assert config.data.train_files == "steer_sft.parquet"
+    assert config.data.train_files == "build/splits/sft.parquet"
 
 
 @pytest.fixture(scope="module")

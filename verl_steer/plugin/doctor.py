@@ -220,7 +220,7 @@ def _tutor(config: DictConfig, steer: Any, rows: dict[str, Any] | None) -> tuple
     if rows:
         facts |= demand(config, steer, rows, one)
         detail += (
-            f"; the run asks about {facts['run_calls']:,} calls, {facts['run_tokens']:,} tokens,"
+            f"; the run asks at least {facts['run_calls']:,} calls, {facts['run_tokens']:,} tokens,"
             f" {facts['run_hours']:.1f} h at {steer.tutor.max_concurrency} at a time"
         )
     return detail, facts
