@@ -20,7 +20,7 @@ from verl_steer.chat.outcome import Outcome  # noqa: E402
 from verl_steer.cli import main  # noqa: E402
 from verl_steer.dialogue import ImageRef  # noqa: E402
 from verl_steer.local.chat import LocalChat  # noqa: E402
-from verl_steer.local.checkpoint import CheckpointError, find  # noqa: E402
+from verl_steer.local.checkpoint import CheckpointError, find, weights_hash  # noqa: E402
 from verl_steer.local.server import create_app  # noqa: E402
 from verl_steer.roles.frozen import chat_messages  # noqa: E402
 from verl_steer.roles.tutor import Exchange  # noqa: E402
@@ -129,7 +129,9 @@ def test_a_bench_gives_the_same_scores_local_and_through_the_endpoint(student, t
     ]
     assert both[0] == both[1]
     recorded = files.read_run(tmp_path / "local")
-    assert recorded.model == {"kind": "local", "model": str(student), "device": "cpu", "dtype": "float32"}
+    assert recorded.model == {
+        "kind": "local", "model": str(student), "weights": weights_hash(student), "device": "cpu", "dtype": "float32",
+    }  # fmt: skip
     assert recorded.versions["transformers"]
 
 
@@ -222,3 +224,36 @@ def test_a_repetition_penalty_of_the_checkpoint_is_not_decoded_with(student, tmp
     path = copy / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 5.0, "do_sample": True}))
     assert replies_of(LocalChat(copy, "s"), True, 0.0) == replies_of(LocalChat(student, "s"), True, 0.0)
+
+
+def test_weights_are_told_apart_whatever_lies_beside_them(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    first = weights_hash(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert weights_hash(tmp_path) == first and len(first) == 12
+    (tmp_path / "model.safetensors").write_bytes(b"others")
+    whole = weights_hash(tmp_path)
+    (tmp_path / "model-2.safetensors").write_bytes(b"more")
+    assert len({first, whole, weights_hash(tmp_path)}) == 3
+
+
+def test_a_run_of_a_checkpoint_is_not_continued_with_other_weights(student, tmp_path, capsys):
+    """Trained again into the same folder: its path says nothing."""
+    import shutil
+
+    model, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(student, model)
+    rows = world_bench(tmp_path / "bench.parquet", 1)
+    command = ("run", rows, "--out", out, "--checkpoint", model, "--max-tokens", 4)
+    assert bench(*command) == 0 and bench(*command) == 0
+    weights = model / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    capsys.readouterr()
+    assert bench(*command) == 2
+    assert "holds another run: its model is" in (said := capsys.readouterr().err) and weights_hash(model) in said
+    older = json.loads((out / files.RUN).read_text())
+    del older["model"]["weights"]
+    (out / files.RUN).write_text(json.dumps(older))
+    assert bench(*command) == 0, "an older run did not record them"

@@ -1,5 +1,6 @@
 """Differences over seeds against values worked out by hand."""
 
+import json
 import math
 
 import pytest
@@ -7,7 +8,7 @@ from stages_results import result
 
 from verl_steer.stages.contrasts import FAMILY, Contrast, Runs, hacked, mean_interval, survival_of
 from verl_steer.stages.evidence import page
-from verl_steer.stages.result import ResultError, Risk, weights_hash
+from verl_steer.stages.result import ResultError, Risk, flips_of
 
 FULL_SFT = Contrast("sft", "full", "joint")
 
@@ -125,10 +126,13 @@ def test_a_result_whose_training_began_with_another_machine_s_student_is_named()
     assert "to the bit: 0 of 2 trained runs, 2 do not say." in page(Runs(unsaid, (0, 1))), "silence is no agreement"
 
 
-def test_a_student_is_told_by_its_weights_alone(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    first = weights_hash(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    assert weights_hash(tmp_path) == first and len(first) == 12
-    (tmp_path / "model.safetensors").write_bytes(b"others")
-    assert weights_hash(tmp_path) != first
+def test_flips_of_other_weights_are_refused(tmp_path):
+    """The arm was trained again, and the figures of the student before lay there still."""
+    path = tmp_path / "flips.json"
+    turned = {"seed": 0, "picture": {"right": 3, "flipped": 2}}
+    path.write_text(json.dumps(turned))
+    assert flips_of(path, "a")["picture"].flipped == 2, "an older file does not say whose figures it holds"
+    path.write_text(json.dumps({**turned, "weights": "a"}))
+    assert flips_of(path, "a")["picture"].right == 3
+    with pytest.raises(ResultError, match=r"is about other weights \(a\) than the arm's \(b\); remove it"):
+        flips_of(path, "b")

@@ -41,7 +41,7 @@ def begin(folder: Path, run: Run) -> None:
         before = files.read_run(folder)
         for name in Run.model_fields:
             old, new = getattr(before, name), getattr(run, name)
-            if name != "versions" and _identity(old) != _identity(new):
+            if name != "versions" and _identity(old, new) != _identity(new, old):
                 raise BenchError(
                     f"{folder} holds another run: its {name} is {old!r}, now {new!r}. Name another --out, or repeat "
                     "the old command to go on with it"
@@ -51,11 +51,19 @@ def begin(folder: Path, run: Run) -> None:
     files.write_run(folder, run)
 
 
-def _identity(value: object) -> object:
-    """What makes a run the one it is: neither where the bench file lies nor where a model is served."""
+def _identity(value: object, other: object) -> object:
+    """What makes a run the one it is: neither where the bench file lies nor where a model is served.
+
+    Args:
+        value: Of one run.
+        other: Of the other; an older run did not record its weights.
+    """
     if isinstance(value, files.BenchFile):
         return value.sha256
-    return {key: v for key, v in value.items() if key != "base_urls"} if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    ignored = {"base_urls"} | ({"weights"} if isinstance(other, dict) and "weights" not in other else set())
+    return {key: v for key, v in value.items() if key not in ignored}
 
 
 def play_bench(

@@ -22,6 +22,7 @@ import torch
 
 from verl_steer.chat.client import CallOptions, Message, seed_of
 from verl_steer.chat.outcome import ChatResult, Outcome
+from verl_steer.local.checkpoint import weights_hash
 from verl_steer.local.constrained import Constrained, Grammars, SchemaError
 from verl_steer.local.tokens import ConversationEncoder, Encoded, PromptError, batch
 from verl_steer.torchvision_ops import ensure_torchvision
@@ -260,4 +261,12 @@ class _Gumbel:
 
 def describe(chat: LocalChat) -> dict[str, Any]:
     """What of a local model a run folder records."""
-    return {"kind": "local", "model": str(chat.folder), "device": chat.device, "dtype": chat.dtype}
+    # A folder trained into again has the same name; its replies are another model's.
+    weights = weights_hash(chat.folder)
+    return {
+        "kind": "local",
+        "model": str(chat.folder),
+        "weights": weights,
+        "device": chat.device,
+        "dtype": chat.dtype,
+    }

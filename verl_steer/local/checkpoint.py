@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
+
+from verl_steer.data.parts import file_hash
 
 _STEP = re.compile(r"global_step_(\d+)")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -43,3 +46,11 @@ def find(path: Path) -> Path:
         f"{path} holds no model: give a Hugging Face folder (config.json and weights), a global_step_N of verl, or a "
         "run's folder that holds some"
     )
+
+
+def weights_hash(folder: Path) -> str:
+    """Twelve digits that tell the weights in a Hugging Face folder from others at the same path."""
+    files = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
+    if len(files) == 1:
+        return file_hash(files[0])[:12]
+    return hashlib.sha256("".join(f"{path.name} {file_hash(path)}\n" for path in files).encode()).hexdigest()[:12]

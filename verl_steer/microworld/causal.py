@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_steer.dialogue import ImageRef, Kind, Script
+from verl_steer.local.checkpoint import weights_hash
 from verl_steer.microworld import oracle
 from verl_steer.microworld.picture import draw
 from verl_steer.microworld.plans import named_last
@@ -203,7 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{name:20s} {flips.flipped:4d} of {flips.right:4d} right verdicts flip: {flips.share:.3f} (goal {goal})")
     if given.json:
         figures = {name: asdict(flips) for name, flips in found.items()}
-        write_text(given.json, json.dumps({"seed": given.seed, "pairs": given.pairs, **figures}, indent=1) + "\n")
+        about = {"seed": given.seed, "pairs": given.pairs, "weights": weights_hash(given.model_dir)}
+        write_text(given.json, json.dumps(about | figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from verl_steer.bench import files, metrics, rows
 from verl_steer.bench.judged import Verdicts, load
 from verl_steer.bench.survival import HORIZON, counts, observe, restricted
 from verl_steer.curves import harmful, safe_to_end, series, turn_reward
-from verl_steer.data.parts import file_hash
 from verl_steer.records import read_records
 from verl_steer.whole import write_text
 
@@ -157,11 +156,6 @@ def read_all(folder: Path) -> list[Result]:
     return found
 
 
-def weights_hash(student: Path) -> str:
-    """Twelve digits that tell a student's weights from another's."""
-    return file_hash(student / "model.safetensors")[:12]
-
-
 def from_bench(folder: Path, bench: Path, judge: str = JUDGE) -> dict[str, Any]:
     """The fields that a judged bench run decides.
 
@@ -199,9 +193,21 @@ def from_bench(folder: Path, bench: Path, judge: str = JUDGE) -> dict[str, Any]:
     }
 
 
-def flips_of(path: Path) -> dict[str, Turned]:
-    """The figures that `verl_steer.microworld.causal --json` wrote."""
+def flips_of(path: Path, student: str) -> dict[str, Turned]:
+    """The figures that `verl_steer.microworld.causal --json` wrote.
+
+    Args:
+        path: The file.
+        student: Hash of the weights it should be about.
+
+    Raises:
+        ResultError: It is about others.
+    """
     found = json.loads(path.read_text(encoding="utf-8"))
+    if found.get("weights", student) != student:
+        raise ResultError(
+            f"{path} is about other weights ({found['weights']}) than the arm's ({student}); remove it and run again"
+        )
     return {name: Turned.model_validate(value) for name, value in found.items() if isinstance(value, dict)}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from verl_steer.bench.lines import BenchError
 from verl_steer.data.parts import file_hash
-from verl_steer.local.checkpoint import CheckpointError, find
+from verl_steer.local.checkpoint import CheckpointError, find, weights_hash
 from verl_steer.stages import commandlines, plan, result
 from verl_steer.stages.console import Task
 from verl_steer.stages.plan import Arm, Place, Sizes
@@ -174,7 +174,7 @@ class Runner:
             commands.append(commandlines.causal_command(place, arm.name, student))
             if not place.flips(arm.name).is_file():
                 self.steps.run(place, f"causal-{arm.name}", commands[-1])
-            flips = result.flips_of(place.flips(arm.name))
+            flips = result.flips_of(place.flips(arm.name), weights_hash(student))
         found = result.Result(
             seed=place.seed,
             arm=arm.name,
@@ -182,8 +182,8 @@ class Runner:
             world_hash=self.world_hash,
             sizes=plan.flat(self.sizes),
             commands=[self._shown(command) for command in commands],
-            start="" if student == start else result.weights_hash(start),
-            student=result.weights_hash(student),
+            start="" if student == start else weights_hash(start),
+            student=weights_hash(student),
             seconds=self._seconds(place, arm),
             curve=result.curve_of(place.arm(arm.name) / "records") if trained else [],
             flips=flips,
