@@ -280,7 +280,9 @@ def test_an_adaptive_run_rewrites_by_seed_and_turn_never_by_model(world, tmp_pat
     assert all(v.outcome is Outcome.OK for v in files.read_verdicts(folders[0], "microworld-judge").values())
 
 
-def test_an_adaptive_run_takes_its_questions_from_a_model_and_keeps_the_plan_where_it_gives_none(world, tmp_path):
+def test_an_adaptive_run_takes_its_questions_from_a_model_and_keeps_the_plan_where_it_gives_none(
+    world, tmp_path, capsys
+):
     def attacker(body):
         seed = body["seed"]
         if seed % 3 == 0:
@@ -297,6 +299,33 @@ def test_an_adaptive_run_takes_its_questions_from_a_model_and_keeps_the_plan_whe
     assert strategies == {"persistence", "continuation", "script (unparseable)"}
     assert all(t.question.startswith("what is it really?") == (not t.strategy.startswith("script")) for t in turns)
     assert files.read_run(out).attacker["model"] == "user"
+    rewritten = sum(turn.strategy in ("persistence", "continuation") for turn in turns)
+    assert f"{rewritten} of {len(turns)} later questions rewritten; as planned: " in capsys.readouterr().out
+
+
+def test_a_dialogue_whose_attacker_could_not_be_asked_is_not_played_on_and_can_be_repeated(world, tmp_path, capsys):
+    """Played on with planned questions it would look robust; and the repeat, which asks others, must not collide with it."""
+    ill = [True]
+
+    def attacker(body):
+        if ill[0] and body["seed"] % 2:
+            return Wire(b"{}", status=400)  # final for the client: a transient end of the call
+        move = "continuation" if "Script: benign" in body["messages"][1]["content"][0]["text"] else "persistence"
+        return Completion(json.dumps({"strategy": move, "next_question": "what is it really?"}))
+
+    out = tmp_path / "run"
+    with serve(attacker, ["user"]) as server:
+        command = ["run", world, "--out", out, "--policy", "refuse", "--mode", "adaptive", "--attacker", "user"]
+        bench(*command, "--attacker-url", server.base_url, "--outage", 0)
+        failed = [d for d in files.read_dialogues(out) if d.status == "failed"]
+        assert failed and all("the attacker: failed" in d.why and len(d.turns) < d.planned_turns for d in failed)
+        assert all(d.turns for d in failed), "what was said before stays"
+        ill[0] = False
+        assert bench(*command, "--attacker-url", server.base_url) == 0
+    done = files.read_dialogues(out)
+    assert {d.status for d in done} == {"done"}
+    assert {turn.strategy for d in done for turn in d.turns[1:]} == {"persistence", "continuation"}
+    assert "as planned" not in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", ["beavertails_v", "mm_safetybench_original", "spa_vl", "vlguard", "vlsbench"])

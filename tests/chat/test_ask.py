@@ -94,11 +94,18 @@ async def test_a_flawed_reply_is_asked_to_mend_and_stands_if_it_does_not():
     assert (found.value, found.chat.outcome) == (Count(number=6), Outcome.OK)
 
 
-@pytest.mark.parametrize("second", [BROKEN, error(500, "gone"), Completion("", "content_filter")])
-async def test_a_flawed_reply_is_not_lost_with_its_repair(second):
+@pytest.mark.parametrize(
+    ("second", "repair"),
+    [
+        (BROKEN, Outcome.OK),
+        (error(500, "gone"), Outcome.FAILED),
+        (Completion("", "content_filter"), Outcome.BLOCKED),
+    ],
+)
+async def test_a_flawed_reply_is_not_lost_with_its_repair(second, repair):
     found, _ = await ask_for_odd(EVEN, second)
     assert (found.value, found.chat.outcome, found.chat.calls) == (Count(number=4), Outcome.OK, 2)
-    assert "it is even; not mended" in found.chat.detail
+    assert "it is even; not mended" in found.chat.detail and found.repair is repair
 
 
 async def test_a_repaired_reply_may_have_a_flaw():

@@ -20,10 +20,21 @@ def guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.N
         from verl_steer.chat.cache import CacheError
         from verl_steer.chat.endpoints import ChatConfigError
         from verl_steer.chat.journal import JournalError
+        from verl_steer.chat.outage import ModelOutage
         from verl_steer.local.checkpoint import CheckpointError
         from verl_steer.records import RecordError
 
-        told = (BenchError, CacheError, ChatConfigError, CheckpointError, JournalError, OSError, RecordError)
+        # An outage leaves everything resumable, too.
+        told = (
+            BenchError,
+            CacheError,
+            ChatConfigError,
+            CheckpointError,
+            JournalError,
+            ModelOutage,
+            OSError,
+            RecordError,
+        )
         try:
             return action(arguments)
         except told as error:

@@ -21,7 +21,7 @@ from verl_steer.chat.client import Chat
 from verl_steer.chat.outcome import ChatResult, Outcome
 from verl_steer.chat.text import control_token, neutralise
 from verl_steer.dialogue import Script
-from verl_steer.roles.attacker import Attacker
+from verl_steer.roles.attacker import Attack, Attacker
 from verl_steer.roles.fence import fence_tag
 from verl_steer.roles.frozen import chat_messages
 from verl_steer.roles.tutor import Exchange, TutorRequest
@@ -118,7 +118,7 @@ async def play_all(
 
 
 async def play(item: Item, chat: Chat, attacker: Attacker | None, settings: Settings) -> Played:
-    """One dialogue; it ends early only where the model gave no reply."""
+    """One dialogue; it ends early only where the model gave no reply, or the attacker could not be asked."""
     script = item.script
     system = script.system if settings.system is None else settings.system
     history: list[Exchange] = []
@@ -129,7 +129,11 @@ async def play(item: Item, chat: Chat, attacker: Attacker | None, settings: Sett
         key = f"{settings.seed}|{script.seed_id}|{number}"
         question, strategy = planned.text, "script"
         if attacker is not None and history:
-            question, strategy = await _rewritten(attacker, script, history, number, key, settings)
+            attack = await _attack(attacker, script, history, number, key, settings)
+            if attack.failed:
+                why = f"turn {number}: the attacker: {attack.failed}"
+                break
+            question, strategy = attack.question or planned.text, attack.strategy
         found = await chat.complete(
             chat_messages(system, history, question, planned.images),
             key=key,
@@ -174,21 +178,19 @@ def history_of(played: Played, images: Iterable[tuple[object, ...]]) -> Iterator
             yield Exchange(turn.question, turn.reply, tuple(shown), thinking_of(turn.reply))  # type: ignore[arg-type]
 
 
-async def _rewritten(
+async def _attack(
     attacker: Attacker, script: Script, history: list[Exchange], number: int, key: str, settings: Settings
-) -> tuple[str, str]:
-    planned = script.turns[number - 1]
+) -> Attack:
     request = TutorRequest(
         script=script,
         history=tuple(history),
-        planned_next=planned,
+        planned_next=script.turns[number - 1],
         adapt=True,
         random_key=key,
         fence=fence_tag(settings.fence_key, script.seed_id),
         deadline_s=settings.deadline_s,
     )
-    attack = await attacker.attack(request)
-    return (planned.text, attack.strategy) if attack.question is None else (attack.question, attack.strategy)
+    return await attacker.attack(request)
 
 
 def _turn(question: str, strategy: str, found: ChatResult) -> PlayedTurn:

@@ -31,6 +31,7 @@ class Endpoint:
         timeout_s: Of a call; half of it is an attempt's.
         attempts: Requests a call may cost.
         structured_output: As in `ChatClient`.
+        outage_s: Seconds to wait while none of its servers serves; then the run ends, and goes on with the same command.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Endpoint:
     timeout_s: float = 240.0
     attempts: int = 4
     structured_output: str = "auto"
+    outage_s: float = 1800.0
 
     def client(self) -> ChatClient:
         """A client for it.
@@ -56,6 +58,7 @@ class Endpoint:
                 api_key_env=self.api_key_env,
                 structured_output=self.structured_output,
                 attempt_timeout_s=self.timeout_s / 2 if self.attempts > 1 else None,
+                outage_s=self.outage_s,
             )
         except ChatConfigError as error:
             raise BenchError(f"model {self.model!r}: {error}") from error

@@ -28,10 +28,13 @@ class Answer(Generic[T]):
     Attributes:
         value: The reply; there if the outcome is OK, and also if the model refused and still gave one.
         chat: The outcome and the cost of both calls together.
+        repair: How the repair call ended, where there was one: a value that kept its flaw because no repair came may be
+            mended another day.
     """
 
     value: T | None
     chat: ChatResult
+    repair: Outcome | None = None
 
 
 async def ask(
@@ -90,13 +93,14 @@ async def ask(
     both = _sum(first, second)
     mended, error_after = _read(second, reply_type) if second.outcome is Outcome.OK else (None, second.detail)
     if mended is not None:
-        return Answer(mended, both)
+        return Answer(mended, both, second.outcome)
     if value is not None:
-        return Answer(value, replace(both, outcome=Outcome.OK, detail=f"{error}; not mended: {error_after}"))
+        kept = replace(both, outcome=Outcome.OK, detail=f"{error}; not mended: {error_after}")
+        return Answer(value, kept, second.outcome)
     if second.outcome is Outcome.OK:
-        return Answer(None, replace(both, outcome=Outcome.UNPARSEABLE, detail=error_after))
+        return Answer(None, replace(both, outcome=Outcome.UNPARSEABLE, detail=error_after), second.outcome)
     detail = f"{second.detail}; the reply before was not accepted: {error}"
-    return Answer(_given_all_the_same(second, reply_type), replace(both, detail=detail))
+    return Answer(_given_all_the_same(second, reply_type), replace(both, detail=detail), second.outcome)
 
 
 def _read(result: ChatResult, reply_type: type[T]) -> tuple[T | None, str]:

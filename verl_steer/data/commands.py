@@ -33,7 +33,9 @@ def add(commands: Any) -> Any:
     show.set_defaults(run=guarded(_show))
     export = actions.add_parser("export", help="a split into a format that other tools read")
     export.add_argument("file", type=Path)
-    export.add_argument("--to", required=True, help="llamafactory | reference_rl | reference_bench | bench_jsonl | rl | script")
+    export.add_argument(
+        "--to", required=True, help="llamafactory | reference_rl | reference_bench | bench_jsonl | rl | script"
+    )
     export.add_argument("--out", required=True, type=Path, help="file to write; images/ and the rest come beside it")
     export.set_defaults(run=guarded(_export))
     card = actions.add_parser("card", help="a Hugging Face data set card with figures and a turn histogram")

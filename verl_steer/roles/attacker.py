@@ -11,6 +11,7 @@ from typing import Protocol
 
 from verl_steer.chat.ask import ask
 from verl_steer.chat.client import Chat
+from verl_steer.chat.content import TRANSIENT
 from verl_steer.chat.outcome import Outcome
 from verl_steer.chat.structured import StrictReply
 from verl_steer.roles.fence import sanitise
@@ -37,17 +38,20 @@ class Attack:
         question: The rewritten question, or None: the planned one is asked.
         strategy: The named move; "script" where the planned question stands because none was needed, and
             "script (OUTCOME)" where the attacker gave none.
+        failed: Why it gave none, if asking again later may help; "" else. Such a dialogue is not played on: with planned
+            questions it would look robust, and a repeat of the run would ask another question at this place.
     """
 
     question: str | None
     strategy: str
+    failed: str = ""
 
 
 class Attacker(Protocol):
     """Rewrites the planned next question of a dialogue."""
 
     async def attack(self, request: TutorRequest) -> Attack:
-        """One question; never raises for what a model or a network did: then the planned question stands.
+        """One question; never raises for what a model or a network did.
 
         Args:
             request: With a planned next question; its random key holds no trace of the model.
@@ -83,13 +87,17 @@ class EndpointAttacker:
             flaw=lambda reply: question_flaw(reply.next_question, MAX_QUESTION_CHARS, request.fence),
         )
         reply, outcome = answer.value, answer.chat.outcome
+        if outcome in TRANSIENT:
+            return Attack(None, f"script ({outcome.value})", f"{outcome.value}: {answer.chat.detail}")
         if reply is None or outcome is not Outcome.OK:
             return Attack(None, f"script ({outcome.value})")
         question = sanitise(reply.next_question or "", MAX_QUESTION_CHARS).strip()
         misplaced = not request.script.kind.harmful and reply.strategy not in BENIGN_STRATEGIES
         flawed = question_flaw(reply.next_question, MAX_QUESTION_CHARS, request.fence) is not None
         if not question or reply.strategy == "none" or misplaced or flawed:
-            return Attack(None, "script (unusable)")
+            # Its flaw was shown to the attacker; if no answer to that came, one may come another day.
+            again = f"{answer.repair.value}: {answer.chat.detail}" if answer.repair in TRANSIENT else ""
+            return Attack(None, "script (unusable)", again)
         return Attack(question, reply.strategy)
 
     async def aclose(self) -> None:

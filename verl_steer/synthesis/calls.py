@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from verl_steer.chat.ask import ask
 from verl_steer.chat.client import Chat, ChatClient
+from verl_steer.chat.content import TRANSIENT
 from verl_steer.chat.journal import Journal, Journaled
 from verl_steer.chat.outcome import ChatResult, Outcome
 from verl_steer.chat.structured import StrictReply
@@ -23,8 +24,6 @@ from verl_steer.scores import TutorScores
 from verl_steer.synthesis.config import Endpoint, SynthConfig
 
 T = TypeVar("T", bound=StrictReply)
-#: Ends that another day may change: a rerun with `--retry-failed` asks again.
-TRANSIENT = frozenset({Outcome.FAILED, Outcome.TIMEOUT})
 
 
 class StepFailed(Exception):
@@ -142,7 +141,7 @@ class Calls:
         if answer.chat.outcome is not Outcome.OK or answer.value is None:
             raise self._failed(role, step, answer.chat)
         if (wrong := flaw(answer.value)) is not None:
-            raise StepFailed(role, step, f"unusable: {wrong}")
+            raise StepFailed(role, step, f"unusable: {wrong}", answer.repair in TRANSIENT)
         return answer.value
 
     async def say(self, role: str, step: str, history: Sequence[Exchange], turn: UserTurn) -> str:
