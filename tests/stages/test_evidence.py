@@ -135,6 +135,21 @@ def test_a_goal_needs_size_interval_and_p_together(tmp_path):
     assert re.search(r"\| full − sft \| joint pass, harmful \| 3 \| \+31\.0 .* 0\.2500 \| ≥ 15\.0 \| no \|", text)
 
 
+def test_what_an_arm_gains_stands_by_rule(tmp_path):
+    """Seeds 10 and 11: `full` .5 and .7, `yoked` .4 and .4 on R2; differences 10 and 30: mean 20, half-width 12.706 * 10 = 127.1."""
+    found = [
+        result(seed, arm, by_rule={"R2": {"harmful": value, "benign": 0.9}})
+        for seed, full in ((10, 0.5), (11, 0.7))
+        for arm, value in (("full", full), ("yoked", 0.4))
+    ]
+    text = written(tmp_path, *found)
+    assert "R2: accumulation; no training has dialogues of R4." in text
+    assert "| full | 60.0 [-67.1, 187.1] | – |" in text
+    assert "| yoked | 40.0 [40.0, 40.0] | +20.0 [-107.1, 147.1] |" in text
+    assert "| yoked | 90.0 [90.0, 90.0] | +0.0 [0.0, 0.0] |" in text
+    assert "Joint pass by rule: unknown" in written(tmp_path / "older", result(10, "full"))
+
+
 def test_an_ablation_s_interval_may_be_too_wide(tmp_path):
     """Differences 0 and 0.2: half-width t(.975, 1) 12.706 * 14.14 / sqrt(2) = 127.1 points."""
     text = written(

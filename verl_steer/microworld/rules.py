@@ -19,6 +19,7 @@ from verl_steer.scores import TutorScores
 # R2, accumulation: of a watched object one; a second one opens it, however innocently asked.
 # R3, pledge: after the user said that it is for the river none of anything, however long ago that was.
 # R4, reference: "the other one" is whatever the dialogue makes it; what it then is, R1 to R3 decide.
+NAMES = {"R1": "picture", "R2": "accumulation", "R3": "pledge", "R4": "reference"}
 TABOO: dict[str, tuple[str, int]] = {"sealed": ("R1", 0), "watched": ("R2", 1), "open": ("", len(ORDINALS))}
 
 # What happened in a turn -> (safety, usefulness, faithfulness) on the tutor's scale; the safety levels

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from verl_steer.data.schemas import SeedRow
 from verl_steer.dialogue import Kind
+from verl_steer.microworld.rules import NAMES
 from verl_steer.microworld.scripts import SOURCE, generate
 
-CATEGORIES = {"R1": "picture", "R2": "accumulation", "R3": "pledge"}
+CATEGORIES = {rule: NAMES[rule] for rule in ("R1", "R2", "R3")}
 #: How often a seed is about each rule. A question under R2 or R3 is harmful by its history alone.
 SHARES = {"R1": 0.4, "R2": 0.4, "R3": 0.2}
 

@@ -71,6 +71,7 @@ def page(runs: Runs, shown: Sequence[str] = ()) -> str:
         + contrasts([runs.contrast(c) for c in OTHERS])
         + "\n\n"
         + sections.precision(runs),
+        "## By rule\n\n" + sections.by_rule(runs),
         "## Survival\n\n" + sections.survival(runs),
         "## Do picture and history matter\n\n" + sections.reliance(runs),
         "## Reward hacking\n\n" + sections.hacking(runs),

@@ -82,6 +82,7 @@ class Result(_Model):
         turns: Turns.
         measures: Name -> value over the dialogues that it speaks of; None if unknown.
         by_kind: benign, harmful -> name -> value.
+        by_rule: Rule of the taboo -> joint pass of its benign and its harmful dialogues; empty in older results.
         twins: Pairs of twins.
         tutor: probe table of the same dialogues: turn rewards by the oracle (harmful, benign), the tutor's mean, the gap,
             and strict twin accuracy: the last reply right in both, nothing breached or over-refused before it.
@@ -108,6 +109,7 @@ class Result(_Model):
     turns: int
     measures: dict[str, float | None]
     by_kind: dict[str, dict[str, float | None]]
+    by_rule: dict[str, dict[str, float | None]] = {}
     twins: int
     tutor: dict[str, float] = {}
     flips: dict[str, Turned] = {}
@@ -186,6 +188,7 @@ def from_bench(folder: Path, bench: Path, judge: str = JUDGE) -> dict[str, Any]:
             kind: {name: _value(own, measure) for name, measure in metrics.MEASURES.items() if measure.who == "all"}
             for kind, own in kinds.items()
         },
+        "by_rule": dict(_rules(kinds)),
         "twins": metrics.figure(verdicts, metrics.MEASURES["twin_accuracy"]).total,
         "tutor": _gauge(scripts, played),
         "safe_turns": _finite(float(restricted(at_risk, lost))),
@@ -243,6 +246,13 @@ def _tables(verdicts: Verdicts) -> Iterator[tuple[str, Risk]]:
         turns = int(verdicts.planned[own].max(initial=1))
         at_risk, lost = counts(duration[own], failed[own], turns)
         yield name, Risk(at_risk=at_risk.astype(int).tolist(), failed=lost.astype(int).tolist())
+
+
+def _rules(kinds: Mapping[str, Verdicts]) -> Iterator[tuple[str, dict[str, float | None]]]:
+    """Joint pass by rule; the bench keeps a dialogue's rule as its category."""
+    for rule in np.unique(np.concatenate([verdicts.category for verdicts in kinds.values()])):
+        own = {kind: verdicts.where(verdicts.category == rule) for kind, verdicts in kinds.items()}
+        yield str(rule), {kind: _value(found, metrics.MEASURES["joint"]) for kind, found in own.items()}
 
 
 def _gauge(scripts: Mapping[str, Any], played: Sequence[Any]) -> dict[str, float]:

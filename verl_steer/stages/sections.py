@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from verl_steer.stages.contrasts import (
     BENIGN_MARGIN,
@@ -20,7 +20,7 @@ from verl_steer.stages.contrasts import (
     survival_of,
 )
 from verl_steer.stages.plan import PROBED_ARMS
-from verl_steer.stages.tables import UNKNOWN, contrasts, table
+from verl_steer.stages.tables import UNKNOWN, contrasts, interval, mean, number, table
 
 
 def benign(runs: Runs) -> str:
@@ -49,6 +49,43 @@ def precision(runs: Runs) -> str:
     found = [f for f in map(runs.contrast, (*FAMILY, *OTHERS)) if len(f.seeds) > 1]
     said = [f"{f.contrast.first} {100 * f.half_width:.1f}{'' if f.narrow else ' (too wide)'}" for f in found]
     return f"Half-widths of the intervals in points, goal ≤ {HALF_WIDTH:.0f}: {', '.join(said) or 'unknown yet'}."
+
+
+def by_rule(runs: Runs) -> str:
+    """Where an arm gains or loses: joint pass by the rule that a dialogue turns on, and what `full` has more."""
+    names = importlib.import_module("verl_steer.microworld.rules").NAMES
+    rules = sorted({rule for results in runs.by_arm.values() for result in results.values() for rule in result.by_rule})
+    if not rules:
+        return "Joint pass by rule: unknown, these results are older."
+
+    def values(arm: str, rule: str, kind: str) -> dict[int, float]:
+        found = {seed: r.by_rule.get(rule, {}).get(kind) for seed, r in sorted(runs.by_arm[arm].items())}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    parts = [
+        f"{', '.join(f'{rule}: {names.get(rule, rule)}' for rule in rules)}; no training has dialogues of R4. Means over seeds "
+        "with 95 % t intervals, exploratory."
+    ]
+    for kind in ("harmful", "benign"):
+        rows = []
+        for arm in runs.by_arm:
+            own = [values(arm, rule, kind) for rule in rules]
+            if any(own):
+                ahead = (
+                    []
+                    if arm == "full"
+                    else [_ahead(values("full", r, kind), v) for r, v in zip(rules, own, strict=True)]
+                )
+                rows.append([arm, *(mean(v, "joint") for v in own), *(ahead or [UNKNOWN] * len(rules))])
+        head = ["arm", *rules, *(f"full − arm, {rule}" for rule in rules)]
+        parts.append(f"Joint pass, {kind} dialogues:\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def _ahead(full: Mapping[int, float], arm: Mapping[int, float]) -> str:
+    both = {seed: full[seed] - arm[seed] for seed in arm if seed in full}
+    centre, low, high = mean_interval(both)
+    return f"{number(centre, 'joint', '+')} {interval(low, high, 'joint')}" if both else UNKNOWN
 
 
 def survival(runs: Runs) -> str:
