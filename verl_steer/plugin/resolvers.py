@@ -34,7 +34,7 @@ def uses_embedded_student(root: DictConfig) -> bool:
 
 
 def register_all() -> None:
-    """Registers `steer.world`, `.embedded`, `.cpu`, `.estimator`, `.sampler`, `.when`, `.any`, `.sum`, `.sampler` and `.gpus`; safe to call again."""
+    """Registers `steer.world`, `.embedded`, `.cpu`, `.estimator`, `.sampler`, `.when`, `.any`, `.sum` and `.gpus`; safe to call again."""
 
     def world(name: str, _root_: DictConfig) -> str:
         return str(getattr(world_paths(_root_), name))
