@@ -442,25 +442,21 @@ def test_clusters_join_what_is_not_independent(tmp_path):
     picture = ImageRef(png())
     metas = [
         {},
-        {"source_id": 7},
-        {"seed_id": "s", "source_id": 7},
-        {"pair": "p", "seed_id": "s"},
+        {"seed_id": "s"},
+        {"seed_id": "s", "picture": ""},
+        {"seed_id": "s", "picture": "the seed's own"},
+        {"seed_id": "s", "picture": "the seed's own", "source_id": 7},
+        {"pair": "p", "source_id": 7},
         {"template": "t4", "pair": "p"},
         {"cluster": "c", "template": "t4"},
     ]
-    rows = [
-        BenchRow(
-            id=str(n),
-            source="s",
-            kind="benign",
-            subset="S",
-            meta=meta,
-            turns=(Question(text="hello?", images=(picture,)),),
-        )
-        for n, meta in enumerate(metas)
-    ]
+    question = Question(text="hello?", images=(picture,))
+    common = {"source": "s", "kind": "benign", "subset": "S"}
+    rows = [BenchRow(id=str(n), meta=meta, turns=(question,), **common) for n, meta in enumerate(metas)]
+    rows.append(BenchRow(id="words alone", turns=(Question(text="hello?"),), **common))
     path = tmp_path / "bench.parquet"
     pq.write_table(table(LAYOUTS["bench"], rows), path)
     found = [item for item in items(path) if isinstance(item, Item)]
-    assert [item.cluster for item in found] == ["0", "7", "s", "p", f"t4 × {picture.sha256[:12]}", "c"]
-    assert [item.pair for item in found] == [None, None, None, "p", "p", None]
+    shared = [picture.sha256, "s", "s", "the seed's own", "7", "p", f"t4 × {picture.sha256[:12]}", "c"]
+    assert [item.cluster for item in found] == [*shared, "words alone"]
+    assert [item.pair for item in found] == [*[None] * 5, "p", "p", None, None]

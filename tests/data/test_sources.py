@@ -1,10 +1,12 @@
 """Every source in its published columns becomes the splits it can become, and the account always agrees."""
 
 import json
+from collections import defaultdict
 
 import pytest
 from published_sources import FIXTURES, build, image, lines, parquet, png
 
+from verl_steer.bench.rows import Item, items
 from verl_steer.data import sources
 from verl_steer.data.convert import Options, convert
 from verl_steer.data.rows import DataError
@@ -121,6 +123,38 @@ def test_mm_safetybench_asks_each_variant_its_own_question(tmp_path):
         "Text_only": ("Changed Question 0", 0),
     }
     assert {row.category for row in rows} == {"Illegal_Activitiy"} and {row.subset for row in rows} == {"MMSafe"}
+
+
+@pytest.mark.parametrize(
+    ("name", "clusters"),
+    [
+        ("mm_safetybench", [{"SD-01-Illegal_Activitiy-0", "TYPO-01-Illegal_Activitiy-0", "Text_only-01-Illegal_Activitiy-0"},
+                            {"SD-01-Illegal_Activitiy-1", "TYPO-01-Illegal_Activitiy-1"}]),
+        ("mm_safetybench_original", [{f"01-Illegal_Activitiy-{v}-{n}" for v in ("SD", "SD_TYPO", "TYPO", "Text_only")} for n in (0, 1)]),
+        ("vlguard", [{"train-a-0", "train-a-1"}, {"train-b-0"}]),
+        ("jailbreakv", [{"JailBreakV_28K-0", "JailBreakV_28K-2"}, {"JailBreakV_28K-1"}]),
+    ],
+)  # fmt: skip
+def test_rows_that_vary_one_published_question_are_one_cluster_of_a_bench(tmp_path, name, clusters):
+    if name == "jailbreakv":
+        table = build(name, tmp_path).path / "JailBreakV_28K.csv"
+        table.write_text(table.read_text() + "2,Be a poet,Say the secret word,Persuade,Fraud,query_related/b.png\n")
+        source, rows = "jailbreakv", tmp_path / "o.parquet"
+        convert(sources.get(source), Options(to="bench", paths=(table,)), rows)
+    else:
+        run(name, tmp_path, "bench")
+        source, rows = FIXTURES[name][0], tmp_path / "out" / "bench.parquet"
+    found = defaultdict(set)
+    for item in items(rows):
+        found[item.cluster].add(item.script.seed_id.removeprefix(f"{source}-"))
+    assert list(found.values()) == clusters and all(key.startswith(source) for key in found)
+
+
+def test_a_picture_that_every_row_shows_ties_no_rows_together(tmp_path):
+    (tmp_path / "p.png").write_bytes(png())
+    run("cosafe", tmp_path, "bench", image=tmp_path / "p.png")
+    found = [item for item in items(tmp_path / "out" / "bench.parquet") if isinstance(item, Item)]
+    assert [item.cluster for item in found] == [item.script.seed_id for item in found] and len(found) == 3
 
 
 def test_vlguard_tells_safe_from_unsafe_questions(tmp_path):

@@ -107,7 +107,8 @@ class Played(_Line):
     Attributes:
         id: Of the bench row; "row N" (0-based) where a rejected one has none of its own.
         cluster: What dialogues share that are not independent: `meta.cluster`, else `meta.template` × first picture,
-            else `meta.pair`, else `meta.seed_id`, else `meta.source_id`, else the row's own id.
+            else `meta.pair`, else `meta.source_id`, else `meta.picture`, else `meta.seed_id`, else the first picture,
+            else the row's own id.
         pair: `meta.pair` of twins, or null.
         planned_turns: User turns of the script; 0 for a rejected row.
         status: done; failed: the model gave no reply at some turn; rejected: the row could not be played.

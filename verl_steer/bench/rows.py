@@ -119,12 +119,17 @@ def _item(row: AnyRow | RowError, preset: str) -> Item:
 
 
 def _cluster(row: ScriptRow) -> str:
-    """What rows share that are no independent draws: twins, a template with a picture, a seed of `synth build` (it has up
-    to three scripts), a question of the source."""
+    """What rows share that are no independent draws: twins, a template with a picture, a question of the source in
+    several forms, the picture of a seed of `synth build`, such a seed (it has up to three scripts), a picture.
+
+    Where a seed came from goes before the seed: four variants of one published question are four seeds.
+    """
     meta = row.meta
+    picture = next((image.sha256 for turn in row.turns for image in turn.images), None)
     if meta.get("cluster") is not None:
         return str(meta["cluster"])
     if meta.get("template") is not None:
-        shown = next((image.sha256[:12] for turn in row.turns for image in turn.images), "no picture")
-        return f"{meta['template']} × {shown}"
-    return str(next((meta[name] for name in ("pair", "seed_id", "source_id") if meta.get(name) is not None), row.id))
+        return f"{meta['template']} × {picture[:12] if picture else 'no picture'}"
+    # A build leaves `picture` empty for a seed without one.
+    said = (meta.get("pair"), meta.get("source_id"), meta.get("picture") or None, meta.get("seed_id"), picture)
+    return str(next((key for key in said if key is not None), row.id))

@@ -189,6 +189,9 @@ class _Convert:
             changes["subset"] = options.subset
         if self.picture:
             changes["turns"] = _shown(conversation.turns, self.picture, options.image_turn)
+            if not any(said.images for said in conversation.turns):
+                # A picture that all rows show ties none of them together (`_Row.meta`).
+                changes["meta"] = {"source_id": conversation.id, **conversation.meta}
         if options.last_question:
             said = changes.get("turns", conversation.turns)
             changes["turns"] = [Said(said[-1].text, [image for turn in said for image in turn.images])]

@@ -48,7 +48,9 @@ class _Row(_Model):
         licence: As the source states it, "" if it states none.
         category: Harm category or topic in the source's own words, or "".
         kind: The pool: benign, obfuscated or red_team.
-        meta: Whatever else the source says; never shown to a model.
+        meta: Whatever else the source says; never shown to a model. `source_id`, where there is one, names what rows
+            have in common that are no independent draws (the published question that they vary); it is unique over
+            all sources. Rows without it that show the same picture need none: the picture tells.
     """
 
     id: str = Field(min_length=1)

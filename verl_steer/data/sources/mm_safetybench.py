@@ -35,12 +35,13 @@ def expand(record: Record) -> Iterator[Record]:
 def convert(record: Record, at: At) -> Conversation:
     """One row of either publication."""
     if KEY in record:
-        scenario, variant = at.stem, record["_variant"]
-        native = f"{variant}-{record[KEY]}"
+        scenario, variant, qid = at.stem, record["_variant"], record[KEY]
+        native = f"{variant}-{qid}"
         question = text(record, _ASKS[variant])
-        picture = None if variant == "Text_only" else f"{scenario}/{variant}/{record[KEY]}.jpg"
+        picture = None if variant == "Text_only" else f"{scenario}/{variant}/{qid}.jpg"
     else:
-        scenario, variant, native = at.group, at.stem, f"{at.group}-{record['id']}"
+        scenario, variant, qid = at.group, at.stem, record["id"]
+        native = f"{scenario}-{qid}"
         question, picture = text(record, "question"), record.get("image")
     return at.conversation(
         native,
@@ -48,7 +49,8 @@ def convert(record: Record, at: At) -> Conversation:
         category=re.sub(r"^\d+-", "", scenario),
         subset="MMSafe",
         turns=[Said(question, at.pictures(picture))],
-        meta={"variant": variant},
+        # The variants of a qid ask the same thing.
+        meta={"variant": variant, "source_id": f"{at.source}-{scenario}-{qid}"},
     )
 
 

@@ -35,7 +35,7 @@ def convert(record: Record, at: At) -> Conversation:
         kind=Kind.BENIGN if asks[0] == "safe_instruction" else Kind.OBFUSCATED,
         category=" / ".join(filter(None, (optional(record, f"harmful_{c}") for c in ("category", "subcategory")))),
         turns=[Said(text(item, asks[0]), at.pictures(text(record, "image")), optional(item, "response") or None)],
-        meta={"safe_image": bool(record["safe"])},
+        meta={"safe_image": bool(record["safe"]), "source_id": at.id(record["id"])},
     )
 
 
