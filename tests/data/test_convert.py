@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from published_sources import build, image, lines, parquet
 
+from verl_steer.cli import main
 from verl_steer.data import convert as module
 from verl_steer.data import sources
 from verl_steer.data.convert import Options, convert
@@ -91,6 +92,23 @@ def test_a_killed_process_goes_on_with_the_same_command(tmp_path):
     subprocess.run([*command, str(out)], env=env, check=True, capture_output=True)
     run(path, tmp_path / "b" / "rl.parquet")
     assert out.read_bytes() == (tmp_path / "b/rl.parquet").read_bytes()
+
+
+def test_a_conversion_that_missed_pictures_looks_for_them_again(tmp_path, capsys):
+    """The tables are what they were, the pictures have been unpacked since."""
+    fixture = build("vlsbench", tmp_path)
+    (fixture.path / "imgs").rename(tmp_path / "packed")
+    out = tmp_path / "o" / "bench.parquet"
+    command = ["data", "convert", "vlsbench", str(fixture.path), "--to", "bench", "--out", str(out)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "2 rows in = 0 written + 2 rejected" in said and "2 lack the file of a picture" in said
+    (tmp_path / "packed").rename(fixture.path / "imgs")
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"2 rows in = 2 written + 0 rejected -> {out}\n"
+    assert main(command) == 0
+    assert f"finished before, nothing was read; remove {out}.account.json" in capsys.readouterr().out
+    assert len(list(read_split(out))) == 2
 
 
 def test_a_finished_conversion_is_not_done_again_unless_something_changed(tmp_path, monkeypatch):

@@ -161,7 +161,13 @@ def _convert(arguments: argparse.Namespace) -> int:
     sys.stdout.write(
         f"{account.read} rows in = {account.written} written + {account.rejected} rejected -> {arguments.out}\n"
     )
+    if account.earlier:
+        sys.stdout.write(
+            f"that was finished before, nothing was read; remove {arguments.out}.account.json to convert again\n"
+        )
     _why(account.rejected_path, account.rejected)
+    if account.missing:
+        sys.stdout.write(f"{account.missing} lack the file of a picture; put it there and repeat the command\n")
     return 0
 
 

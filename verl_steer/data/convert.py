@@ -20,7 +20,7 @@ from verl_steer.data.images import ImagePolicy, load
 from verl_steer.data.parts import Account, Part, Parts
 from verl_steer.data.published import Published, files_of, read, read_hub
 from verl_steer.data.refused import refusal
-from verl_steer.data.rows import DataError, RowError
+from verl_steer.data.rows import DataError, MissingPicture, RowError
 from verl_steer.data.schemas import VERSION, AnyRow
 from verl_steer.data.sources.base import At, Record, Source
 from verl_steer.data.splits import LAYOUTS, table
@@ -78,7 +78,7 @@ def convert(source: Source, options: Options, out: Path, progress: Progress = la
         progress: Called with the rows read and rejected so far.
 
     Returns:
-        The account; also of an earlier run that did just this (nothing is done again then).
+        The account; also of an earlier run that did just this (nothing is done again then, unless pictures were missing).
 
     Raises:
         DataError: Something is wrong as a whole: a missing column, file or picture folder.
@@ -167,15 +167,15 @@ class _Convert:
         if options.images and not options.images.is_dir():
             raise DataError(f"--images {options.images} is not a folder")
 
-    def __call__(self, published: Published) -> Conversation | str:
+    def __call__(self, published: Published) -> Conversation | RowError:
         if published.record is None:
-            return published.fault
+            return RowError(published.fault)
         try:
             return self._conversation(published, published.record)
         except RowError as error:
-            return str(error)
+            return error
         except KeyError as error:
-            return f"column {error} is missing in this row"
+            return RowError(f"column {error} is missing in this row")
 
     def _conversation(self, published: Published, record: Record) -> Conversation:
         options = self.options
@@ -211,32 +211,31 @@ def _shown(turns: Iterable[Said], picture: ImageRef, turn: int) -> list[Said]:
 
 def _in_order(
     stream: Iterator[Published], one: _Convert, pool: ThreadPoolExecutor | None
-) -> Iterator[tuple[Published, Conversation | str]]:
+) -> Iterator[tuple[Published, Conversation | RowError]]:
     while chunk := list(islice(stream, _CHUNK)):
         yield from zip(chunk, pool.map(one, chunk) if pool else map(one, chunk), strict=True)
 
 
 def _parts(
-    results: Iterable[tuple[Published, Conversation | str]], to: str, seen: set[str], written: int
+    results: Iterable[tuple[Published, Conversation | RowError]], to: str, seen: set[str], written: int
 ) -> Iterator[tuple[list[AnyRow], Part]]:
     """Cuts the stream into parts by rows read and by picture bytes, so that a part always fits into memory."""
     rows: list[AnyRow] = []
     part, weight = Part(), 0
     for published, result in results:
         part.read += 1
-        reason = result if isinstance(result, str) else ""
-        if isinstance(result, Conversation):
-            try:
-                if result.id in seen:
-                    raise RowError(f"id {result.id!r} is already taken by an earlier row")
-                rows.append(to_row(result, to, written + len(rows)))
-                seen.add(result.id)
-                part.ids.append(result.id)
-                weight += sum(len(image.data) for said in result.turns for image in said.images)
-            except RowError as error:
-                reason = str(error)
-        if reason:
-            part.rejected.append({"file": published.file, "row": published.number, "reason": reason})
+        try:
+            if isinstance(result, RowError):
+                raise result
+            if result.id in seen:
+                raise RowError(f"id {result.id!r} is already taken by an earlier row")
+            rows.append(to_row(result, to, written + len(rows)))
+            seen.add(result.id)
+            part.ids.append(result.id)
+            weight += sum(len(image.data) for said in result.turns for image in said.images)
+        except RowError as error:
+            part.rejected.append({"file": published.file, "row": published.number, "reason": str(error)})
+            part.missing += isinstance(error, MissingPicture)
         if part.read >= PART_ROWS or weight >= PART_BYTES:
             part.written = len(rows)
             yield rows, part

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from verl_steer.data.check import FORMATS
-from verl_steer.data.rows import RowError
+from verl_steer.data.rows import MissingPicture, RowError
 from verl_steer.dialogue import ImageRef
 
 SIZES = ("keep", "max512-pad386", "area338-512")
@@ -51,7 +51,8 @@ def find_file(name: str, root: Path) -> Path:
     """The picture file that a row names, inside `root` and nowhere else.
 
     Raises:
-        RowError: A URL or any other scheme, an absolute path, `..`, a link on the way, no plain file.
+        MissingPicture: No plain file.
+        RowError: A URL or any other scheme, an absolute path, `..`, a link on the way.
     """
     shown = name if len(name) <= 120 else f"{name[:120]}..."
     if not name or "\0" in name:
@@ -73,7 +74,7 @@ def find_file(name: str, root: Path) -> Path:
     except OSError:  # a name that no file system takes
         plain = False
     if not plain:
-        raise RowError(f"picture {shown!r} is not a file under {root.name or root}; see --images")
+        raise MissingPicture(f"picture {shown!r} is not a file under {root.name or root}; see --images")
     return path
 
 

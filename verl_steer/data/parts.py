@@ -23,23 +23,31 @@ from verl_steer.whole import replacing, write_text
 
 @dataclass
 class Part:
-    """The account of one part: read = written + rejected."""
+    """The account of one part: read = written + rejected; of the rejected, so many lack a picture's file."""
 
     read: int = 0
     written: int = 0
+    missing: int = 0
     rejected: list[dict[str, Any]] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Account:
-    """The account of a whole conversion: read = written + rejected, always."""
+    """The account of a whole conversion: read = written + rejected, always.
+
+    Attributes:
+        missing: Of the rejected, rows whose picture's file was not there.
+        earlier: It is of an earlier run; this one did nothing.
+    """
 
     read: int
     written: int
     rejected: int
     rejected_path: Path
     sha256: str = ""
+    missing: int = 0
+    earlier: bool = field(default=False, compare=False)
 
 
 class Parts:
@@ -57,13 +65,18 @@ class Parts:
         self._account = out.with_name(f"{out.name}.account.json")
 
     def finished(self) -> Account | None:
-        """The account of an earlier run, if it did just this and its file is still what it wrote."""
+        """The account of an earlier run, if it did just this and its file is still what it wrote.
+
+        The plan knows the tables and not the pictures beside them, which may have come since: an account with
+        missing ones is never finished.
+        """
         if not self._account.is_file() or not self.out.is_file():
             return None
         stored = json.loads(self._account.read_text(encoding="utf-8"))
         if stored.pop("plan", None) != self.plan or stored["sha256"] != file_hash(self.out):
             return None
-        return Account(**{**stored, "rejected_path": self.rejected_path})
+        account = Account(**{**stored, "rejected_path": self.rejected_path, "earlier": True})
+        return None if account.missing else account
 
     def open(self) -> list[Part]:
         """Makes the folder; returns the committed parts of an interrupted run of the same plan."""
@@ -86,7 +99,7 @@ class Parts:
 
     def join(self, schema: pa.Schema) -> Account:
         """Joins the parts into the result and takes them away."""
-        read = written = rejected = 0
+        read = written = rejected = missing = 0
         with (
             replacing(self.out) as temporary,
             replacing(self.rejected_path) as faults,
@@ -99,7 +112,8 @@ class Parts:
                     pa.default_memory_pool().release_unused()
                 lines.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in part.rejected)
                 read, written, rejected = read + part.read, written + part.written, rejected + len(part.rejected)
-        account = Account(read, written, rejected, self.rejected_path, file_hash(self.out))
+                missing += part.missing
+        account = Account(read, written, rejected, self.rejected_path, file_hash(self.out), missing)
         write_text(self._account, json.dumps({**asdict(account), "rejected_path": "", "plan": self.plan}, indent=1))
         shutil.rmtree(self.folder)
         return account

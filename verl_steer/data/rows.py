@@ -52,6 +52,10 @@ class RowError(ValueError):
     """A row or a script that cannot be converted; the message names the place and the fault."""
 
 
+class MissingPicture(RowError):
+    """There is no file at the path of a picture; once it is there, the row may be good."""
+
+
 def script_to_row(script: Script, index: int, split: str) -> Row:
     """Lays a script out as one row of `SCHEMA`.
 
