@@ -111,6 +111,18 @@ def test_a_conversion_that_missed_pictures_looks_for_them_again(tmp_path, capsys
     assert len(list(read_split(out))) == 2
 
 
+def test_pictures_of_the_hubs_cache_are_refused_with_the_cure(tmp_path, capsys):
+    """A download without --local-dir is a snapshot of links into a folder of blobs."""
+    fixture = build("vlsbench", tmp_path)
+    for n, picture in enumerate(sorted((fixture.path / "imgs").iterdir())):
+        picture.symlink_to(picture.rename(tmp_path / f"blob-{n}"))
+    out = tmp_path / "o" / "bench.parquet"
+    assert main(["data", "convert", "vlsbench", str(fixture.path), "--to", "bench", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "0 written + 2 rejected" in said
+    assert "goes through a link (0.png)" in said and "`hf download … --local-dir DIR` gives plain files" in said
+
+
 def test_a_finished_conversion_is_not_done_again_unless_something_changed(tmp_path, monkeypatch):
     path, out = talks(tmp_path / "x.jsonl", 20), tmp_path / "o" / "rl.parquet"
     first = run(path, out)
@@ -184,7 +196,11 @@ def test_a_source_in_which_nothing_is_good_gives_an_empty_split(tmp_path):
     [
         ("cosafe", {"paths": (Path("nowhere.jsonl"),)}, "does not exist"),
         ("cosafe", {}, "is not on the hub; give the files"),
-        ("jailbreakv", {}, "keeps its pictures in files beside the table: download"),
+        (
+            "jailbreakv",
+            {},
+            "JailBreakV-28k --repo-type dataset --local-dir DIR) and give DIR",
+        ),
         ("cosafe", {"paths": (Path("README.md"),)}, "is not one of .parquet, .jsonl"),
         ("cosafe", {"paths": (Path(),), "image": Path("nowhere.png")}, "--image nowhere.png"),
         ("cosafe", {"paths": (Path(),), "images": Path("nowhere")}, "--images nowhere is not a folder"),

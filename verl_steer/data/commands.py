@@ -178,7 +178,7 @@ def _why(path: Path, count: int) -> None:
     reasons: Counter[str] = Counter()
     with path.open(encoding="utf-8") as lines:
         for line in lines:
-            reasons[str(json.loads(line)["reason"])[:100]] += 1
+            reasons[str(json.loads(line)["reason"])[:240]] += 1
     for reason, times in reasons.most_common(5):
         sys.stdout.write(f"  {times} x {reason}\n")
     sys.stdout.write(f"each of them, with its reason: {path}\n")

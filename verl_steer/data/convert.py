@@ -134,7 +134,7 @@ def _records(source: Source, options: Options, files: list[Path]) -> Iterator[Pu
         if source.pictures == "files":
             raise DataError(
                 f"{source.name} keeps its pictures in files beside the table: download a copy "
-                f"(hf download {name} --repo-type dataset) and give its path"
+                f"(hf download {name} --repo-type dataset --local-dir DIR) and give DIR"
             )
         streams = [read_hub(name, options.config, options.split)]
     for stream in streams:

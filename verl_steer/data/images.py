@@ -69,7 +69,10 @@ def find_file(name: str, root: Path) -> Path:
         for part in parts:
             path = path / part
             if path.is_symlink():
-                raise RowError(f"picture path {shown!r} goes through a link ({part}); links are not followed")
+                raise RowError(
+                    f"picture path {shown!r} goes through a link ({part}); links are not followed; "
+                    "the hub's cache is made of them, `hf download … --local-dir DIR` gives plain files"
+                )
         plain = path.is_file()
     except OSError:  # a name that no file system takes
         plain = False
