@@ -19,9 +19,9 @@ from verl_steer.plugin.preflight import Preflight, run_preflight
 from verl_steer.records import RecordWriter
 
 
-def picture(size: int = 56) -> ImageRef:
+def picture(size: int = 56, form: str = "PNG") -> ImageRef:
     buffer = io.BytesIO()
-    Image.new("RGB", (size, size), "white").save(buffer, format="PNG")
+    Image.new("RGB", (size, size), "white").save(buffer, format=form)
     return ImageRef(buffer.getvalue())
 
 
@@ -133,6 +133,12 @@ def bad_rows():
         {**good, "steer": json.dumps({**plan, "turns": [{"text": "q"}] * 11})},
         "1..10 user turns, found 11",
     )
+    bitmap = dataclasses.replace(SCRIPT, turns=(UserTurn("what is this?", (picture(form="BMP"),)),))
+    yield (
+        "a format that no tutor takes",
+        script_to_row(bitmap, 0, "rl"),
+        "turn 1: picture 1 cannot be sent to the tutor",
+    )
     long = dataclasses.replace(SCRIPT, turns=(*SCRIPT.turns, UserTurn("word " * 200)))
     yield "too long", script_to_row(long, 0, "rl"), "data.max_response_length is 128"
 
@@ -142,6 +148,33 @@ def test_a_bad_row_is_named_with_its_number_and_fault(run, row, message, tmp_pat
     found = problem(run(rows=[script_to_row(SCRIPT, 0, "rl"), row]))
     assert "row 1" in found and message in found
     assert not (tmp_path / "out").exists(), "nothing is written before everything is right"
+
+
+def test_more_pictures_than_the_rollout_may_show_are_named_with_the_key_to_raise(run, tmp_path):
+    """vLLM refuses such a request in mid-run; what lies behind the last turn that is played does not count."""
+    shown = dataclasses.replace(SCRIPT, turns=(*SCRIPT.turns, UserTurn("and that?", (picture(),))))
+    rows = [script_to_row(shown, 0, "rl")]
+    room = ("data.max_prompt_length=512", "data.max_response_length=512")
+    key = "actor_rollout_ref.rollout.limit_images"
+    found = problem(run(*room, f"+{key}=1", rows=rows))
+    assert f"{tmp_path / 'rl.parquet'}, row 0: its 3 turns show 2 pictures, {key} is 1; raise that key" in found
+    for overrides in ([f"+{key}=2"], [f"+{key}=null"], [f"+{key}=1", "steer.dialogue.max_turns=2"]):
+        run_preflight(run(*room, *overrides, rows=rows))
+
+
+def test_the_data_set_leaves_out_what_the_rollout_may_not_show(run, student, tmp_path):
+    """With rows to be rejected, preflight and data set must count the same ones."""
+    from verl.utils.tokenizer import hf_processor, hf_tokenizer
+
+    from verl_steer.plugin.dataset import SteerDataset
+
+    two = dataclasses.replace(SCRIPT, turns=(UserTurn("which?", (picture(), picture())),))
+    rows = [script_to_row(SCRIPT, 0, "rl"), script_to_row(two, 1, "rl")]
+    config = run("+actor_rollout_ref.rollout.limit_images=1", "data.on_bad_row=reject", rows=rows)
+    data = SteerDataset(
+        str(tmp_path / "rl.parquet"), hf_tokenizer(str(student)), config.data, hf_processor(str(student))
+    )
+    assert len(data) == 1
 
 
 def test_bad_rows_may_be_left_out_if_asked(run, capsys):

@@ -16,7 +16,9 @@ from PIL import Image, UnidentifiedImageError
 from verl_steer.chat.text import neutralise
 from verl_steer.data.rows import RowError, row_to_script
 from verl_steer.dialogue import Script, UserTurn
+from verl_steer.roles.layout import media_type
 
+#: What is read; a tutor can be sent less (`roles.layout.media_type`), so `data convert` encodes anew.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
@@ -32,6 +34,7 @@ class RowLimits:
             template adds around it (default system prompt, generation prompt): an upper bound for each turn.
         count_text: Tokens of a text.
         count_image: Tokens of a picture of (width, height) pixels.
+        pictures: `actor_rollout_ref.rollout.limit_images`: of the whole dialogue; None: not checked.
     """
 
     prompt_tokens: int
@@ -40,13 +43,14 @@ class RowLimits:
     message_tokens: int
     count_text: Callable[[str], int]
     count_image: Callable[[int, int], int]
+    pictures: int | None = None
 
 
 def check_row(row: Mapping[str, Any], limits: RowLimits) -> str | None:
     """Says why a row cannot be used, or None if it can."""
     try:
         script = row_to_script(row)
-        return _length_fault(script, limits)
+        return _picture_fault(script, limits) or _length_fault(script, limits)
     except RowError as error:
         return str(error)
 
@@ -62,6 +66,26 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
             return image.size
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         raise RowError(f"{where} cannot be read as one of {', '.join(FORMATS)}: {error}") from error
+
+
+def _picture_fault(script: Script, limits: RowLimits) -> str | None:
+    """Each picture can be sent to the tutor, and all of them to the rollout's server, which says so only late."""
+    turns = script.turns[: limits.max_turns]
+    for t, turn in enumerate(turns, 1):
+        for n, image in enumerate(turn.images, 1):
+            where = f"seed {script.seed_id!r}: turn {t}: picture {n}"
+            image_size(image.data, where)  # damaged bytes are named as such
+            try:
+                media_type(image.data)
+            except ValueError as error:
+                return f"{where} cannot be sent to the tutor: {error}; encode it as PNG"
+    shown = sum(len(turn.images) for turn in turns)
+    if limits.pictures is not None and shown > limits.pictures:
+        return (
+            f"its {len(turns)} turns show {shown} pictures, actor_rollout_ref.rollout.limit_images is {limits.pictures}; "
+            "raise that key"
+        )
+    return None
 
 
 def _length_fault(script: Script, limits: RowLimits) -> str | None:

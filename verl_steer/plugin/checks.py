@@ -156,7 +156,8 @@ def rows_usable(config: DictConfig, steer: SteerConfig, tokenizer: Any, processo
     Returns:
         Counts: rows read, turns, pictures, rejected, and usable rows of either split: train, validation.
     """
-    limits = row_limits(tokenizer, processor, config.data, steer.dialogue.max_turns)
+    pictures = OmegaConf.select(config, "actor_rollout_ref.rollout.limit_images")
+    limits = row_limits(tokenizer, processor, config.data, steer.dialogue.max_turns, pictures)
     reject = OmegaConf.select(config, "data.on_bad_row", default="error") == "reject"
     counts = {"rows": 0, "turns": 0, "pictures": 0, "rejected": 0, "train": 0, "validation": 0}
     for key, path in data_files(config):

@@ -31,7 +31,8 @@ class SteerDataset(RLHFDataset):
     def maybe_filter_out_long_prompts(self, dataframe: datasets.Dataset | None = None) -> datasets.Dataset:
         """Checks every row, whatever `filter_overlong_prompts` says: a bad row must not fail in mid-run."""
         assert dataframe is not None
-        limits = row_limits(self.tokenizer, self.processor, self.config, int(self.config.get("max_turns", MAX_TURNS)))
+        turns, pictures = int(self.config.get("max_turns", MAX_TURNS)), self.config.get("max_pictures", None)
+        limits = row_limits(self.tokenizer, self.processor, self.config, turns, pictures)
         kept, rejected = [], []
         for number, row in enumerate(dataframe):
             reason = check_row(row, limits)

@@ -8,7 +8,7 @@ from verl_steer.data.check import RowLimits
 from verl_steer.data.rows import RowError
 
 
-def row_limits(tokenizer: Any, processor: Any, data: Any, max_turns: int) -> RowLimits:
+def row_limits(tokenizer: Any, processor: Any, data: Any, max_turns: int, pictures: int | None) -> RowLimits:
     """The limits of a run.
 
     Args:
@@ -16,6 +16,7 @@ def row_limits(tokenizer: Any, processor: Any, data: Any, max_turns: int) -> Row
         processor: Its processor, or None for a text-only student (a picture is then unusable).
         data: verl's `data` node.
         max_turns: `steer.dialogue.max_turns`.
+        pictures: `actor_rollout_ref.rollout.limit_images`; verl tells vLLM of none if it is null or 0.
     """
     return RowLimits(
         prompt_tokens=int(data.get("max_prompt_length", 1024)),
@@ -24,6 +25,7 @@ def row_limits(tokenizer: Any, processor: Any, data: Any, max_turns: int) -> Row
         message_tokens=message_tokens(processor if processor is not None else tokenizer, tokenizer),
         count_text=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
         count_image=lambda width, height: image_tokens(processor, width, height),
+        pictures=pictures or None,
     )
 
 
