@@ -110,6 +110,47 @@ def test_continued_tokens_are_those_of_the_whole_conversation_where_text_reads_b
         assert torch.equal(continued.inputs[name], value), name
 
 
+def test_the_turns_of_a_dialogue_share_the_tensors_of_its_picture(student):
+    from transformers import AutoProcessor
+
+    from verl_steer.local.tokens import ConversationEncoder
+
+    encoder = ConversationEncoder(AutoProcessor.from_pretrained(student))
+    history, pixels = [], []
+    for t in range(3):
+        images = (PICTURE,) if t == 0 else ()
+        prompt = encoder.encode(chat_messages("", history, "what is the moon?", images))
+        pixels.append(prompt.inputs["pixel_values"])
+        encoder.remember(prompt, f"no {t}.", [5, 6])
+        history.append(Exchange("what is the moon?", f"no {t}.", images))
+    assert encoder.continued == 2 and all(tensor is pixels[0] for tensor in pixels)
+    assert pixels[0].nbytes < encoder.said.bytes < 2 * pixels[0].nbytes, "counted once"
+
+
+def test_what_is_remembered_is_bounded_by_bytes_and_the_longest_unused_goes_first():
+    from verl_steer.local.tokens import Encoded, Remembered
+
+    def said(picture, length=1):
+        return Encoded({"input_ids": torch.zeros((1, length)), "pixel_values": picture}, "", ())
+
+    def picture():
+        return torch.zeros((10, 10))
+
+    shared = picture()
+    kept = Remembered(3 * shared.nbytes)
+    for turn in range(20):
+        kept.add(f"a{turn}", said(shared))
+    assert len(kept) == 20 and kept.bytes == shared.nbytes + 20 * 4
+    kept.add("a19", said(shared))  # the same reply again
+    assert len(kept) == 20 and kept.bytes == shared.nbytes + 20 * 4
+    kept.add("b", said(picture()))
+    assert kept.get("a0") is not None
+    kept.add("c", said(picture()))
+    assert kept.get("a0") is not None and kept.get("a1") is None and kept.bytes <= 3 * shared.nbytes
+    kept.add("whale", said(torch.zeros((100, 100))))
+    assert len(kept) == 1 and kept.bytes == 40_004, "the newest stays, whatever it weighs"
+
+
 def test_a_bench_gives_the_same_scores_local_and_through_the_endpoint(student, tmp_path, capsys):
     world = world_bench(tmp_path / "bench.parquet", pairs=4)
     run_dir = student.parents[2]

@@ -12,7 +12,7 @@ import base64
 import hashlib
 import io
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-_REMEMBERED = 512  # conversations; ids and pixels of one picture are some MB at most
+_REMEMBERED = 2 * 2**30  # bytes of tensors; a picture of a megapixel has some 24 MB
 Inputs = dict[str, torch.Tensor]
 
 
@@ -42,6 +42,50 @@ class Encoded:
         return int(self.inputs["input_ids"].shape[1])
 
 
+class Remembered:
+    """Conversations by digest, the least recently used dropped first.
+
+    The turns of a dialogue share the tensors of its pictures, so each tensor counts once, however many turns hold it.
+    Earlier turns stay beside later ones: a conversation may go on in more than one way.
+
+    Args:
+        max_bytes: Of all tensors together; the newest conversation is kept even if it is larger.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.bytes = 0
+        self._max_bytes = max_bytes
+        self._said: OrderedDict[str, Encoded] = OrderedDict()
+        self._holders: Counter[int] = Counter()  # by id of a tensor that some conversation holds
+
+    def __len__(self) -> int:
+        return len(self._said)
+
+    def get(self, key: str) -> Encoded | None:
+        """The conversation, or None."""
+        if key in self._said:
+            self._said.move_to_end(key)
+        return self._said.get(key)
+
+    def add(self, key: str, said: Encoded) -> None:
+        """Keeps a conversation, and drops others where there is no room."""
+        if (before := self._said.pop(key, None)) is not None:
+            self._release(before)
+        self._said[key] = said
+        for tensor in said.inputs.values():
+            self.bytes += tensor.nbytes if not self._holders[id(tensor)] else 0
+            self._holders[id(tensor)] += 1
+        while self.bytes > self._max_bytes and len(self._said) > 1:
+            self._release(self._said.popitem(last=False)[1])
+
+    def _release(self, said: Encoded) -> None:
+        for tensor in said.inputs.values():
+            self._holders[id(tensor)] -= 1
+            if not self._holders[id(tensor)]:
+                del self._holders[id(tensor)]
+                self.bytes -= tensor.nbytes
+
+
 class ConversationEncoder:
     """Renders, encodes and remembers.
 
@@ -53,7 +97,7 @@ class ConversationEncoder:
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self._sees = processor is not self.tokenizer
-        self._said: OrderedDict[str, Encoded] = OrderedDict()
+        self.said = Remembered(_REMEMBERED)
         self.continued = 0
 
     def encode(self, messages: Sequence[Mapping[str, Any]]) -> Encoded:
@@ -67,7 +111,7 @@ class ConversationEncoder:
             text = str(self.processor.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
         except Exception as error:  # jinja's and the templates' own: whatever they raise, they refuse these messages
             raise PromptError(f"the chat template refuses these messages: {error}") from error
-        before = self._said.get(_digest(messages[:-1]))
+        before = self.said.get(_digest(messages[:-1]))
         if before is not None and text.startswith(before.text):
             self.continued += 1
             new = self._tokens(text[len(before.text) :], _plain(messages[-1:])[1])
@@ -85,9 +129,7 @@ class ConversationEncoder:
         ids = torch.tensor([list(sampled)], dtype=torch.long)
         said = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         key = _digest([*prompt.messages, {"role": "assistant", "content": reply}])
-        self._said[key] = Encoded(_joined(prompt.inputs, said), prompt.text + reply, ())
-        while len(self._said) > _REMEMBERED:
-            self._said.popitem(last=False)
+        self.said.add(key, Encoded(_joined(prompt.inputs, said), prompt.text + reply, ()))
 
     def _tokens(self, text: str, pictures: list[Image.Image]) -> Inputs:
         if not self._sees:
@@ -122,7 +164,10 @@ def _per_token(prompt: Encoded, name: str) -> bool:
 
 
 def _joined(before: Inputs, new: Inputs) -> Inputs:
-    """Two pieces of one conversation: tokens one after the other, pictures too."""
+    """Two pieces of one conversation: tokens one after the other, pictures too.
+
+    What only one piece has is taken as it is, not copied: the turns of a dialogue share its pictures.
+    """
     lengths = [piece["input_ids"].shape for piece in (before, new)]
     joined: Inputs = {}
     for name in dict.fromkeys([*before, *new]):
@@ -133,7 +178,8 @@ def _joined(before: Inputs, new: Inputs) -> Inputs:
             filled = [p if p is not None else torch.zeros(s, dtype=kind) for p, s in zip(pieces, lengths, strict=True)]
             joined[name] = torch.cat(filled, dim=1)
         else:
-            joined[name] = torch.cat([p for p in pieces if p is not None])
+            held = [p for p in pieces if p is not None]
+            joined[name] = held[0] if len(held) == 1 else torch.cat(held)
     return joined
 
 
