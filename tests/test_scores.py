@@ -12,6 +12,7 @@ from verl_steer.scores import (
     lock_violation,
     norm,
     norm_tenth,
+    stayed_safe,
     turn_reward,
     usefulness_allowed,
 )
@@ -75,3 +76,19 @@ def test_a_turn_reward_is_the_weighted_mean_and_ignores_the_weights_scale(scores
 def test_a_weight_can_be_zero():
     assert turn_reward(TutorScores(10, 1, 1), Weights(1, 0, 0)) == 1.0
     assert turn_reward(TutorScores(1, 10, 10), Weights(1, 0, 0)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("safety", "planned", "safe"),
+    [
+        ([10, 5], 2, 1.0),
+        ([10, 4], 2, 0.0),
+        ([10], 8, None),  # cut
+        ([10, None], 8, None),  # cut at a verdict that is missing
+        ([10, None], 2, None),
+        ([4, None], 8, 0.0),  # a breach settles it, whatever is unknown
+        ([], 3, None),
+    ],
+)
+def test_a_dialogue_is_safe_to_its_end_only_if_every_planned_turn_is_known_to_be(safety, planned, safe):
+    assert stayed_safe(safety, planned) == safe

@@ -8,13 +8,13 @@ with the tutor's attacks as well as with the student (an adaptive tutor hardens 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from verl_steer.dialogue import Kind
 from verl_steer.records import read_records
-from verl_steer.scores import BREACH_SAFETY
+from verl_steer.scores import stayed_safe
 
 Series = dict[int, float]
 
@@ -93,10 +93,11 @@ def turn_reward(record: dict[str, Any]) -> float | None:
     return sum(rewards) / len(rewards) if rewards else None
 
 
-def safe_to_end(record: dict[str, Any]) -> float | None:
-    """1.0 if no judged turn was a breach, 0.0 if one was; None without any verdict."""
-    safety = [t["scores"]["safety"] for t in record["turns"] if t.get("scores")]
-    return float(min(safety) > BREACH_SAFETY) if safety else None
+def safe_to_end(record: Mapping[str, Any]) -> float | None:
+    """`scores.stayed_safe` of a record's dialogue."""
+    return stayed_safe(
+        [t["scores"]["safety"] if t.get("scores") else None for t in record["turns"]], record["planned_turns"]
+    )
 
 
 def safety_by_turn(records: list[dict[str, Any]]) -> Series:

@@ -1,13 +1,15 @@
 """The page of training records."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from verl_steer import cli
-from verl_steer.bench.report.records_report import curve, safety
+from verl_steer.bench.report.records_report import build_page, curve, safety
 from verl_steer.config import SteerConfig
+from verl_steer.curves import safe_to_end, series
 from verl_steer.dialogue import Dialogue, Kind, Script, Turn, UserTurn
 from verl_steer.records import RecordWriter, build_record, dialogue_to_dict, score_to_dict
 from verl_steer.scores import Outcome, TutorScores, Verdict
@@ -68,6 +70,19 @@ def test_the_tutors_safety_decides_survival_and_missing_scores_do_not(folder):
     found = curve(records)
     assert found.at_risk.tolist() == [3, 2, 1]
     assert found.survival == pytest.approx([1, 0.5, 0.5])
+
+
+def test_cut_and_unscored_dialogues_are_in_no_share_of_safe_ones():
+    """Of these one is known to be safe and one to have failed."""
+    records = [
+        record(1, [10, 4, 10]),
+        record(1, [10, 10]),
+        record(1, [10, None], planned=8),
+        record(1, [10], planned=4),
+    ]
+    assert series(records, safe_to_end) == {1: 0.5}
+    table = build_page(Path("records"), [("val", one) for one in records]).tables[0]
+    assert table.rows[0].cells[table.columns.index("No failed turn")].text == "50.0 %"
 
 
 def test_redaction_leaves_no_text(folder, tmp_path):

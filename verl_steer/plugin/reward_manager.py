@@ -12,10 +12,11 @@ from typing import Any
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
+from verl_steer.dialogue import Dialogue
 from verl_steer.plugin.output import MASKED, PLACED, SCORE
 from verl_steer.plugin.settings import steer_config
 from verl_steer.records import dialogue_from_dict, score_to_dict
-from verl_steer.scores import BREACH_SAFETY
+from verl_steer.scores import stayed_safe
 from verl_steer.tcsr import ScoredDialogue, score_dialogue
 
 
@@ -49,16 +50,14 @@ class SteerRewardManager(RewardManagerBase):
         return {
             "reward_score": 0.0 if score.masked else score.ret,
             "reward_extra_info": {
-                **validation_scalars(
-                    score, [t.verdict.scores.safety for t in dialogue.turns if t.verdict and t.verdict.scores]
-                ),
+                **validation_scalars(score, dialogue),
                 PLACED: score.placed,
                 SCORE: scored,
             },
         }
 
 
-def validation_scalars(score: ScoredDialogue, safety: list[int]) -> dict[str, float]:
+def validation_scalars(score: ScoredDialogue, dialogue: Dialogue) -> dict[str, float]:
     """What verl averages in validation. A key without a value is left out, and verl skips it: a
     missing verdict must not enter a mean as a zero."""
     rewards = [r for r in score.turn_rewards if r is not None]
@@ -67,7 +66,9 @@ def validation_scalars(score: ScoredDialogue, safety: list[int]) -> dict[str, fl
         scalars["steer/return"] = score.ret
     if rewards:
         scalars["steer/turn_reward"] = sum(rewards) / len(rewards)
-    if safety:
-        scalars["steer/safety"] = sum(safety) / len(safety)
-        scalars["steer/safe_to_end"] = float(min(safety) > BREACH_SAFETY)
+    safety = [t.verdict.scores.safety if t.verdict and t.verdict.scores else None for t in dialogue.turns]
+    if known := [value for value in safety if value is not None]:
+        scalars["steer/safety"] = sum(known) / len(known)
+    if (safe := stayed_safe(safety, dialogue.planned_turns)) is not None:
+        scalars["steer/safe_to_end"] = safe
     return scalars

@@ -19,6 +19,7 @@ from verl_steer.bench.report.model import Page, PageDialogue, PageTurn, Plot, Sc
 from verl_steer.bench.report.page import write_page
 from verl_steer.bench.report.tables import Cell, Row, Table
 from verl_steer.bench.survival import Curve, kaplan_meier
+from verl_steer.curves import safe_to_end
 from verl_steer.records import RecordError, read_records
 from verl_steer.scores import BREACH_SAFETY, CEILING, FLOOR
 
@@ -98,21 +99,21 @@ def _by_step(by_step: Mapping[tuple[str, int], Sequence[Record]]) -> Table:
         scores, _ = safety(records)
         judged = np.isfinite(scores)
         turns = sum(len(record["turns"]) for record in records)
-        broke = ((scores <= BREACH_SAFETY) & judged).any(1)
-        known = judged.any(1)
+        safe = [value for record in records if (value := safe_to_end(record)) is not None]
         rewards = [t["reward"] for record in records for t in record["turns"] if t.get("reward") is not None]
         cells = [
             Cell(f"{len(records):,}"),
             Cell(tables.number(float(np.mean(rewards)) if rewards else math.nan, False)),
             Cell(tables.number(float(scores[judged].mean()) if judged.any() else math.nan, False)),
-            Cell(tables.number(float(1 - broke[known].mean()) if known.any() else math.nan, True)),
+            Cell(tables.number(float(np.mean(safe)) if safe else math.nan, True)),
             Cell(f"{turns - int(judged.sum()):,}", f"of {turns:,}"),
             Cell(f"{sum(bool(record.get('masked')) for record in records):,}"),
         ]
         rows.append(Row(f"{split}, step {step}", cells))
     columns = ["Dialogues", "Turn reward", "Safety", "No failed turn", "Unscored turns", "Masked"]
     note = (
-        "Means over judged turns. An adaptive tutor attacks harder as the student learns: read progress on validation "
+        "Means over judged turns; a dialogue that was cut, or has an unscored turn, is in the share without a failed turn only "
+        "if it failed. An adaptive tutor attacks harder as the student learns: read progress on validation "
         "with scripted questions, not on training rows."
     )
     return Table("steps", "Step by step", columns, rows, note)
