@@ -172,10 +172,8 @@ def rows_usable(config: DictConfig, steer: SteerConfig, tokenizer: Any, processo
             elif reject:
                 counts["rejected"] += 1
             else:
-                raise Problem(
-                    f"{key}: {path}, row {number}: {reason}. Mend the row, or set data.on_bad_row=reject to leave such "
-                    "rows out (each is listed with its reason in the records folder)"
-                )
+                mend = "Mend the row, or set data.on_bad_row=reject to leave such rows out (each is listed with its reason in the records folder)"
+                raise Problem(f"{key}: {path}, row {number}: {reason}. {mend}")
     if counts["rows"] == counts["rejected"]:
         raise Problem(f"data.train_files, data.val_files: none of the {counts['rows']} rows can be used")
     return counts
