@@ -7,7 +7,7 @@ import pytest
 from stages_results import result
 
 from verl_steer.stages import result as results
-from verl_steer.stages.contrasts import Runs
+from verl_steer.stages.contrasts import Runs, mean_interval
 from verl_steer.stages.evidence import page, write_evidence
 from verl_steer.stages.plan import ARMS, CONFIRMATORY_SEEDS, FIRST_ROUND_SEEDS
 
@@ -195,6 +195,23 @@ def test_the_pages_of_the_project_are_what_their_results_say(name, folder, seeds
     shown = [path.name for path in pictures if path.is_file()]
     written_down = (ROOT / "docs" / f"{name}.md").read_text()
     assert written_down == page(Runs(results.read_all(ROOT / "evidence" / folder), seeds), shown)
+
+
+def test_the_readme_quotes_the_page():
+    runs = Runs(results.read_all(ROOT / "evidence" / "runs"), CONFIRMATORY_SEEDS)
+
+    def rate(arm: str, outcome: str) -> str:
+        return f"{100 * mean_interval(runs.values(arm, outcome))[0]:.0f}"
+
+    harmful = {arm: rate(arm, "joint") for arm in ("base", "sft", "full", "sft_twice")}
+    benign = {arm: rate(arm, "benign_joint") for arm in harmful}
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert (
+        f"{harmful['base']} % of the harmful dialogues passed whole (safe and helpful) with the base student, "
+        f"{harmful['sft']} % after Stage II and {harmful['full']} % after Stage III; of the benign ones {benign['base']}, "
+        f"{benign['sft']} and {benign['full']} %."
+    ) in readme
+    assert f"did as much here ({harmful['sft_twice']} %, benign {benign['sft_twice']} %)" in readme
 
 
 def test_a_stopped_round_is_called_so(tmp_path):
