@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from verl_steer.credit import Array, group_advantages
-from verl_steer.records import Record
+from verl_steer.records import Record, RecordError
 
 #: Below it an advantage is rounding.
 _NONE = 1e-9
@@ -46,14 +46,17 @@ def compare(stored: Iterable[Record], other: Iterable[Record]) -> Compared:
         other: The same in the same order, from `records.rescore`.
 
     Raises:
-        ValueError: They are not the same rollouts.
+        RecordError: They are not the same rollouts, e.g. because a step was written in between.
     """
-    first, second = list(stored), list(other)
-    if [_rollout(r) for r in first] != [_rollout(r) for r in second]:
-        raise ValueError("the two scorings are not of the same rollouts in the same order")
-    valid = np.array([not (a.get("masked") or b.get("masked")) for a, b in zip(first, second, strict=True)], dtype=bool)
-    groups = [(r.get("step"), r.get("uid")) for r in first]
-    one, two = (group_advantages(_returns(records), groups, valid)[valid] for records in (first, second))
+    first, second = ([_Scored.of(record) for record in records] for records in (stored, other))
+    if [s.rollout for s in first] != [s.rollout for s in second]:
+        raise RecordError(
+            "the two scorings are not of the same rollouts in the same order; has the run gone on meanwhile?"
+        )
+    valid = np.array([not (a.masked or b.masked) for a, b in zip(first, second, strict=True)], dtype=bool)
+    groups = [s.rollout[:2] for s in first]
+    returns = (np.array([s.value for s in scored], dtype=np.float64) for scored in (first, second))
+    one, two = (group_advantages(values, groups, valid)[valid] for values in returns)
     told = (np.abs(one) > _NONE) | (np.abs(two) > _NONE)
     if not told.any():
         return Compared(int(valid.sum()), 0.0, float("nan"), float("nan"), float("nan"))
@@ -69,12 +72,22 @@ def compare(stored: Iterable[Record], other: Iterable[Record]) -> Compared:
     )
 
 
-def _rollout(record: Record) -> tuple[object, ...]:
-    return record.get("step"), record.get("uid"), record.get("session")
+@dataclass(frozen=True)
+class _Scored:
+    """What is needed of a record, which holds a whole dialogue."""
 
+    rollout: tuple[object, object, object]
+    value: float
+    masked: bool
 
-def _returns(records: list[Record]) -> Array:
-    return np.array([0.0 if r.get("return") is None else r["return"] for r in records], dtype=np.float64)
+    @classmethod
+    def of(cls, record: Record) -> _Scored:
+        value = record.get("return")
+        return cls(
+            (record.get("step"), record.get("uid"), record.get("session")),
+            0.0 if value is None else float(value),
+            value is None or bool(record.get("masked")),
+        )
 
 
 def _sign(values: Array) -> Array:

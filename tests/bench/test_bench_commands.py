@@ -189,7 +189,7 @@ def test_a_judge_that_fails_on_30_percent_leaves_typed_gaps_and_a_rerun_fills_ex
     permanent = (Fault.SERVER_ERROR, Fault.HANG, Fault.EMPTY_CHOICES, *DECLINED, *MALFORMED)
     plan = FaultPlan(seed=3, rate=0.3, faults=permanent, hang_s=30.0)
     command = ["judge", played, "--judge", "microworld-judge", "--name", "shaky", "--no-canaries"]
-    limits = ["--timeout", "1", "--attempts", "2", "--concurrency", "16"]
+    limits = ["--timeout", "3", "--attempts", "2", "--concurrency", "16"]
 
     def rules(body):
         return Completion(judge_server.reply(body))
@@ -303,23 +303,36 @@ def test_an_adaptive_run_takes_its_questions_from_a_model_and_keeps_the_plan_whe
     assert f"{rewritten} of {len(turns)} later questions rewritten; as planned: " in capsys.readouterr().out
 
 
+def test_where_the_attackers_server_refuses_for_good_the_plan_stands(world, tmp_path, capsys):
+    """Asked again it would refuse again: the dialogue would never be played to its end."""
+    with serve(lambda body: Wire(b"{}", status=400), ["user"]) as server:
+        command = ["run", world, "--out", tmp_path / "run", "--policy", "refuse", "--mode", "adaptive"]
+        assert bench(*command, "--attacker", "user", "--attacker-url", server.base_url) == 0
+    turns = [turn for d in files.read_dialogues(tmp_path / "run") for turn in d.turns[1:]]
+    assert {turn.strategy for turn in turns} == {"script (failed)"}
+    assert (
+        f"0 of {len(turns)} later questions rewritten; as planned: {len(turns)} script (failed)"
+        in capsys.readouterr().out
+    )
+
+
 def test_a_dialogue_whose_attacker_could_not_be_asked_is_not_played_on_and_can_be_repeated(world, tmp_path, capsys):
     """Played on with planned questions it would look robust; and the repeat, which asks others, must not collide with it."""
     ill = [True]
 
     def attacker(body):
         if ill[0] and body["seed"] % 2:
-            return Wire(b"{}", status=400)  # final for the client: a transient end of the call
+            return Wire(b"{}", status=500)
         move = "continuation" if "Script: benign" in body["messages"][1]["content"][0]["text"] else "persistence"
         return Completion(json.dumps({"strategy": move, "next_question": "what is it really?"}))
 
     out = tmp_path / "run"
     with serve(attacker, ["user"]) as server:
         command = ["run", world, "--out", out, "--policy", "refuse", "--mode", "adaptive", "--attacker", "user"]
-        bench(*command, "--attacker-url", server.base_url, "--outage", 0)
+        bench(*command, "--attacker-url", server.base_url, "--outage", 0, "--attempts", 1)
         failed = [d for d in files.read_dialogues(out) if d.status == "failed"]
         assert failed and all("the attacker: failed" in d.why and len(d.turns) < d.planned_turns for d in failed)
-        assert all(d.turns for d in failed), "what was said before stays"
+        assert all(turn.reply for d in failed for turn in d.turns), "what was said before stays"
         ill[0] = False
         assert bench(*command, "--attacker-url", server.base_url) == 0
     done = files.read_dialogues(out)

@@ -155,3 +155,19 @@ def test_rollouts_that_never_arrived_are_counted(caplog):
     assert lost_fraction(80, 80) == 0.0 and not caplog.records
     assert lost_fraction(60, 80) == 0.25
     assert "20 of 80 rollouts of this step were lost" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("SteerReplayBuffer", {"steer/lost/fraction": 0.25}), ("SteerReplayBufferAsync", {})]
+)
+def test_a_step_tells_what_share_of_its_rollouts_was_lost(monkeypatch, name, told):
+    """Two seeds by two rollouts, one of them missing; the asynchronous sampler replaces such a group, so it has none to tell."""
+    from verl_steer.plugin import sampler
+
+    cls = getattr(sampler, name)
+    batch = SimpleNamespace(keys=["a_0_0", "a_1_0", "b_1_0"], partition_id="train")
+    monkeypatch.setattr(cls.__mro__[2], "sample", lambda *args, **kwargs: (batch, {}))
+    monkeypatch.setattr(sampler, "_records", lambda batch, step: [])
+    mine = object.__new__(cls)
+    mine._writer, mine._rollout_n = None, 2
+    assert mine.sample(1, "train", 2) == (batch, told)

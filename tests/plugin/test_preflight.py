@@ -154,11 +154,17 @@ def test_more_pictures_than_the_rollout_may_show_are_named_with_the_key_to_raise
     """vLLM refuses such a request in mid-run; what lies behind the last turn that is played does not count."""
     shown = dataclasses.replace(SCRIPT, turns=(*SCRIPT.turns, UserTurn("and that?", (picture(),))))
     rows = [script_to_row(shown, 0, "rl")]
-    room = ("data.max_prompt_length=512", "data.max_response_length=512")
+    room = ("data.max_prompt_length=512", "data.max_response_length=512", "actor_rollout_ref.rollout.name=vllm")
     key = "actor_rollout_ref.rollout.limit_images"
     found = problem(run(*room, f"+{key}=1", rows=rows))
     assert f"{tmp_path / 'rl.parquet'}, row 0: its 3 turns show 2 pictures, {key} is 1; raise that key" in found
-    for overrides in ([f"+{key}=2"], [f"+{key}=null"], [f"+{key}=1", "steer.dialogue.max_turns=2"]):
+    elsewhere = "actor_rollout_ref.rollout.name=hf"  # only vLLM has such a limit
+    for overrides in (
+        [f"+{key}=2"],
+        [f"+{key}=null"],
+        [f"+{key}=1", "steer.dialogue.max_turns=2"],
+        [f"+{key}=1", elsewhere],
+    ):
         run_preflight(run(*room, *overrides, rows=rows))
 
 
@@ -170,7 +176,8 @@ def test_the_data_set_leaves_out_what_the_rollout_may_not_show(run, student, tmp
 
     two = dataclasses.replace(SCRIPT, turns=(UserTurn("which?", (picture(), picture())),))
     rows = [script_to_row(SCRIPT, 0, "rl"), script_to_row(two, 1, "rl")]
-    config = run("+actor_rollout_ref.rollout.limit_images=1", "data.on_bad_row=reject", rows=rows)
+    limit = ("actor_rollout_ref.rollout.name=vllm", "+actor_rollout_ref.rollout.limit_images=1")
+    config = run(*limit, "data.on_bad_row=reject", rows=rows)
     data = SteerDataset(
         str(tmp_path / "rl.parquet"), hf_tokenizer(str(student)), config.data, hf_processor(str(student))
     )

@@ -111,7 +111,7 @@ class Played(_Line):
             else the row's own id.
         pair: `meta.pair` of twins, or null.
         planned_turns: User turns of the script; 0 for a rejected row.
-        status: done; failed: the model gave no reply at some turn; rejected: the row could not be played.
+        status: done; failed: the model gave no reply at some turn, or the attacker could not be asked; rejected: the row could not be played.
         why: The reason, "" if done.
         images: SHA-256 of the pictures shown with each planned turn.
         system: System prompt that was used, "" for none.

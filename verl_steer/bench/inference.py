@@ -108,7 +108,8 @@ async def play_all(
             for image in (image for turn in item.script.turns for image in turn.images):
                 put_image(folder, image)
             if (known := before.get(item.script.seed_id)) is not None:
-                ended(at, known, new=False)
+                # Which rows belong together is the bench's to say, not what an older version wrote.
+                ended(at, known.model_copy(update={"cluster": item.cluster}), new=False)
             else:
                 await slots.acquire()
                 group.create_task(one(at, item))

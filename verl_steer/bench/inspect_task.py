@@ -202,7 +202,7 @@ def _opened(bench: str, image_preset: str) -> tuple[BenchFile, dict[str, Script]
 def _judge(judge: str, url: str, key_env: str | None) -> TurnJudge:
     if not judge:
         return EndpointJudge(InspectChat(get_model(role=GRADER)))
-    endpoint = Endpoint(judge, (url,), key_env, timeout_s=_DEADLINE_S) if url else None
+    endpoint = Endpoint(judge, (url,), key_env, timeout_s=_DEADLINE_S, outage_s=0.0) if url else None
     return judge_of(judge, endpoint, None, 1024)
 
 

@@ -83,7 +83,7 @@ class Account:
     Attributes:
         rows: Of the bench file.
         done: Dialogues played to their end.
-        failed: Dialogues in which the model gave no reply at some turn.
+        failed: Dialogues that ended early: no reply of the model, or no attacker to ask.
         rejected: Rows that could not be played.
         turns: Planned turns of all dialogues but the rejected.
         judged: Turns with a verdict.

@@ -37,6 +37,8 @@ class ChatResult:
         detail: What went wrong, for a person; never holds a secret. "" if nothing did.
         waited_s: Of the latency, what the deadline did not count: our own queue, an outage.
         endpoint: The base URL that was asked last; "" if none was.
+        curable: Of a failure: whether the same call may succeed another day; false where the server refused this very
+            request (a 4xx: too long a prompt, a picture it cannot read).
     """
 
     outcome: Outcome
@@ -49,3 +51,4 @@ class ChatResult:
     detail: str = ""
     waited_s: float = field(default=0.0, compare=False)
     endpoint: str = field(default="", compare=False)
+    curable: bool = field(default=True, compare=False)

@@ -156,7 +156,7 @@ def rows_usable(config: DictConfig, steer: SteerConfig, tokenizer: Any, processo
     Returns:
         Counts: rows read, turns, pictures, rejected, and usable rows of either split: train, validation.
     """
-    pictures = OmegaConf.select(config, "actor_rollout_ref.rollout.limit_images")
+    pictures = OmegaConf.select(config, "data.max_pictures")
     limits = row_limits(tokenizer, processor, config.data, steer.dialogue.max_turns, pictures)
     reject = OmegaConf.select(config, "data.on_bad_row", default="error") == "reject"
     counts = {"rows": 0, "turns": 0, "pictures": 0, "rejected": 0, "train": 0, "validation": 0}

@@ -31,8 +31,9 @@ KEYS = (
     "steer.reward",
     "steer.dialogue.feedback",
     "steer.dialogue.max_turns",
-    "steer.tutor.kind",
     "steer.tutor.model",
+    "steer.tutor.custom",
+    "steer.tutor.managed.path",
 )
 #: The same of an SFT run.
 SFT_KEYS = ("model.path", "data.seed", "data.train_batch_size", "steer.sft.freeze_vision")

@@ -34,7 +34,7 @@ def uses_embedded_student(root: DictConfig) -> bool:
 
 
 def register_all() -> None:
-    """Registers `steer.world`, `.embedded`, `.cpu`, `.estimator`, `.sampler`, `.when`, `.any`, `.sum` and `.gpus`; safe to call again."""
+    """Registers `steer.world`, `.embedded`, `.cpu`, `.estimator`, `.sampler`, `.when`, `.any`, `.sum`, `.pictures` and `.gpus`; safe to call again."""
 
     def world(name: str, _root_: DictConfig) -> str:
         return str(getattr(world_paths(_root_), name))
@@ -57,6 +57,10 @@ def register_all() -> None:
         # checks.py stands on verl, which loads this module while it is loading itself.
         return int(importlib.import_module("verl_steer.plugin.gpus").needed(_root_))
 
+    def pictures(_root_: DictConfig) -> int | None:
+        rollout = _root_.actor_rollout_ref.rollout
+        return rollout.get("limit_images") if rollout.name == "vllm" else None  # no other server has such a limit
+
     def sampler(trainer_mode: str) -> str:
         return "SteerReplayBuffer" if trainer_mode == "sync" else "SteerReplayBufferAsync"
 
@@ -64,6 +68,7 @@ def register_all() -> None:
     OmegaConf.register_new_resolver("steer.any", lambda *values: any(values), replace=True)
     OmegaConf.register_new_resolver("steer.sum", lambda *values: sum(values), replace=True)
     OmegaConf.register_new_resolver("steer.gpus", gpus, replace=True)
+    OmegaConf.register_new_resolver("steer.pictures", pictures, replace=True)
     OmegaConf.register_new_resolver("steer.sampler", sampler, replace=True)
     OmegaConf.register_new_resolver("steer.estimator", estimator, replace=True)
     OmegaConf.register_new_resolver("steer.world", world, replace=True)

@@ -89,8 +89,9 @@ class _Recording:
                 {r["uid"]: r["greedy_return"] for r in records if "greedy_return" in r},
             )
             metrics.update(summarise(records))
-            if records and self._rollout_n:
-                metrics["steer/lost/fraction"] = lost_fraction(len(records), batch_size * int(self._rollout_n))
+            if self._rollout_n and not isinstance(self, ReplayBufferAsync):  # which replaces a group that lost one
+                arrived = len({tuple(key.split("_")[:2]) for key in batch.keys})
+                metrics["steer/lost/fraction"] = lost_fraction(arrived, batch_size * int(self._rollout_n))
         return batch, metrics
 
 

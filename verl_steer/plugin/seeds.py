@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from omegaconf import DictConfig, OmegaConf
+
+from verl_steer.chat import client
 
 
 def seed_name(config: DictConfig) -> str | None:
@@ -31,8 +31,8 @@ def seed_of(name: str | None, key: str) -> dict[str, int]:
         key: What makes the request the one it is.
 
     Returns:
-        31 bits of the key's hash: every server accepts them, and they are the same on every machine. Empty without a name.
+        Name and value; empty without a name.
     """
     if name is None:
         return {}
-    return {name: int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") & 0x7FFFFFFF}
+    return {name: client.seed_of(key)}

@@ -87,7 +87,7 @@ class EndpointAttacker:
             flaw=lambda reply: question_flaw(reply.next_question, MAX_QUESTION_CHARS, request.fence),
         )
         reply, outcome = answer.value, answer.chat.outcome
-        if outcome in TRANSIENT:
+        if outcome in TRANSIENT and answer.chat.curable:
             return Attack(None, f"script ({outcome.value})", f"{outcome.value}: {answer.chat.detail}")
         if reply is None or outcome is not Outcome.OK:
             return Attack(None, f"script ({outcome.value})")
@@ -96,7 +96,8 @@ class EndpointAttacker:
         flawed = question_flaw(reply.next_question, MAX_QUESTION_CHARS, request.fence) is not None
         if not question or reply.strategy == "none" or misplaced or flawed:
             # Its flaw was shown to the attacker; if no answer to that came, one may come another day.
-            again = f"{answer.repair.value}: {answer.chat.detail}" if answer.repair in TRANSIENT else ""
+            curable = answer.repair in TRANSIENT and answer.chat.curable
+            again = f"{answer.repair}: {answer.chat.detail}" if curable else ""
             return Attack(None, "script (unusable)", again)
         return Attack(question, reply.strategy)
 
