@@ -75,6 +75,31 @@ async def test_a_body_that_is_not_read_to_its_end_spoils_no_later_request():
         await client.aclose()
 
 
+async def test_a_caller_cancelled_while_its_response_closes_takes_the_connection_with_it(monkeypatch):
+    """Kept, it would count as taken inside its transport, and whoever got it next would wait until the deadline."""
+    pool, client = opened()
+    with serve(lambda body: Completion("x")) as server:
+        assert await post(client, server) == 200 and pool.connections == 1
+        body_of = pool.handle_async_request
+
+        async def cancelled_at_its_end(request):
+            response = await body_of(request)
+
+            async def aclose() -> None:
+                raise asyncio.CancelledError
+
+            monkeypatch.setattr(response.stream._body, "aclose", aclose)
+            return response
+
+        with monkeypatch.context() as once:
+            once.setattr(pool, "handle_async_request", cancelled_at_its_end)
+            with pytest.raises(asyncio.CancelledError):
+                await post(client, server)
+        assert pool.connections == 0
+        assert await post(client, server) == 200
+        await client.aclose()
+
+
 async def test_closing_while_a_response_is_open_leaves_nothing():
     pool, client = opened()
     with serve(lambda body: Wire(b"x" * 1000, chunk_delay_s=0.05)) as server:

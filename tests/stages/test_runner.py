@@ -85,7 +85,7 @@ def test_no_more_steps_than_jobs_run_at_once(runner, monkeypatch):
     assert most == 2
 
 
-def test_ctrl_c_is_heard_though_another_thread_got_it(runner, monkeypatch):
+def test_ctrl_c_is_heard_though_another_thread_got_it(runner, monkeypatch, request):
     stopped = threading.Event()
 
     def do(task: Task, tell) -> None:
@@ -95,6 +95,9 @@ def test_ctrl_c_is_heard_though_another_thread_got_it(runner, monkeypatch):
 
     monkeypatch.setattr(runner, "_do", do)
     monkeypatch.setattr(runner, "stop", stopped.set)
+    # A job in the background of a shell inherits that Ctrl-C is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         runner.run([Task(0, "base")], 1, lambda *_: None)

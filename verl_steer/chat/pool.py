@@ -51,8 +51,7 @@ class Pool(httpx.AsyncBaseTransport):
         try:
             response = await transport.handle_async_request(request)
         except BaseException:  # a cancelled task included: the connection is in an unknown state
-            self._busy.discard(transport)
-            await transport.aclose()
+            await self.discard(transport)
             raise
         assert isinstance(response.stream, httpx.AsyncByteStream)
         response.stream = _Lent(response.stream, self, origin, transport)
@@ -63,6 +62,11 @@ class Pool(httpx.AsyncBaseTransport):
         if transport in self._busy:  # else the pool was closed meanwhile
             self._busy.discard(transport)
             self._idle[origin].append((time.monotonic(), transport))
+
+    async def discard(self, transport: httpx.AsyncHTTPTransport) -> None:
+        """Closes a connection that was in use and is in an unknown state."""
+        self._busy.discard(transport)
+        await transport.aclose()
 
     async def aclose(self) -> None:
         """Closes every connection, those in use included."""
@@ -109,8 +113,10 @@ class _Lent(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         try:
             await self._body.aclose()
-        finally:
-            self._pool.give_back(self._origin, self._transport)
+        except BaseException:  # cancelled within: its one connection may count as taken for ever
+            await self._pool.discard(self._transport)
+            raise
+        self._pool.give_back(self._origin, self._transport)
 
 
 def proxy_for(url: httpx.URL) -> str | None:
