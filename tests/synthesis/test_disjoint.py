@@ -1,10 +1,13 @@
 """Do two files share anything: asked of the files, as the command and the build do."""
 
+from dataclasses import replace
+
 import pytest
 from planted import Maker, texts_of
 
 from verl_steer.cli import main
 from verl_steer.data.rows import DataError
+from verl_steer.synthesis.candidate import origin_of
 from verl_steer.synthesis.disjoint import check
 from verl_steer.synthesis.selection_config import SelectionConfig
 from verl_steer.synthesis.written import as_row, write_split
@@ -86,3 +89,26 @@ def test_a_damaged_row_is_named(files, tmp_path):
     pq.write_table(damaged, tmp_path / "odd.parquet")
     with pytest.raises(DataError, match=r"odd.parquet: row .*kind.*data validate"):
         check([paths["rl"], tmp_path / "odd.parquet"], SelectionConfig())
+
+
+def test_variants_of_one_published_question_are_one_cluster_whatever_their_seeds(tmp_path):
+    """Four pictures with one question are four rows of their source, so four seeds."""
+    maker = Maker(6)
+    paths = []
+    for split, seed in (("rl", "first"), ("sft", "second")):
+        candidate = maker.good(split)
+        meta = {**candidate.script.meta, "seed_id": seed, "source_id": "question 7"}
+        script = candidate.script.model_copy(update={"meta": meta})
+        assert origin_of(meta) == "question 7"
+        row = as_row(replace(candidate, script=script, cluster=origin_of(meta)), split, 0)
+        assert row.meta["seed_id"] == seed and origin_of(row.meta) == "question 7"
+        paths.append(tmp_path / f"{split}.parquet")
+        write_split(paths[-1], split, [row])
+    assert check(paths, SelectionConfig()).overlaps == {"cluster": 1}
+
+
+def test_a_row_says_the_cluster_that_its_candidate_has():
+    candidate = Maker(7).good("rl", cluster="of somebody's own")
+    for meta in ({}, {"seed_id": "a"}, {"seed_id": "a", "source_id": "b"}):
+        script = candidate.script.model_copy(update={"meta": meta})
+        assert origin_of(as_row(replace(candidate, script=script), "rl", 0).meta) == "of somebody's own"

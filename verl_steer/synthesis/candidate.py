@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from verl_steer.data.schemas import ScriptRow, SftRow
 from verl_steer.scores import TutorScores
@@ -14,7 +16,7 @@ class Candidate:
 
     Attributes:
         script: `kind` says the pool; `meta["seed_id"]` the seed, `meta["picture"]` the SHA-256 of its first picture, or "".
-        cluster: Id of the seed it came from: rows of one seed never part over splits.
+        cluster: `origin_of` its script: such rows never part over splits.
         turn_scores: One a turn, of stage II's dialogue, or without one of a fixed target's probe dialogue; None is a
             missing verdict.
         dialogue: Stage II's dialogue, if there is one.
@@ -31,3 +33,14 @@ class Candidate:
     last_alone_safe: bool | None = None
     dialogue_safe: bool | None = None
     success: int | None = None
+
+
+def origin_of(meta: Mapping[str, Any], otherwise: str = "") -> str:
+    """The published question that a row varies (`source_id`), else its seed: four variants of a question are four seeds.
+
+    Args:
+        meta: Of a row.
+        otherwise: Where it says neither.
+    """
+    said = (meta.get(name) for name in ("source_id", "seed_id"))
+    return next((value for value in said if isinstance(value, str) and value), otherwise)

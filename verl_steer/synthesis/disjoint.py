@@ -1,6 +1,6 @@
 """Do split files overlap? By seed, picture, text, and nearly the same text; read from the files as they are.
 
-The seed of a row is `meta.seed_id`, or its id where it has none.
+The cluster of a row is `meta.source_id` (the published question), or `meta.seed_id`, or its id where it has neither.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from verl_steer.data.formats import read_any
 from verl_steer.data.rows import DataError, RowError
 from verl_steer.data.schemas import AnyRow
 from verl_steer.data.validate import turns_of
+from verl_steer.synthesis.candidate import origin_of
 from verl_steer.synthesis.dedup import Mark, mark
 from verl_steer.synthesis.seen import Seen
 from verl_steer.synthesis.selection_config import SelectionConfig
@@ -90,7 +91,7 @@ def check(
 
 
 def _mark(row: AnyRow, words: int) -> Mark:
-    return mark(row.id, _text(row.meta, "seed_id") or row.id, turns_of(row), words, _text(row.meta, "picture"))
+    return mark(row.id, origin_of(row.meta, row.id), turns_of(row), words, _text(row.meta, "picture"))
 
 
 def _text(meta: Mapping[str, Any], key: str) -> str:

@@ -16,7 +16,7 @@ from verl_steer.roles import red
 from verl_steer.roles.tutor import Exchange
 from verl_steer.scores import BREACH_SAFETY, TutorScores
 from verl_steer.synthesis.calls import Calls
-from verl_steer.synthesis.candidate import Candidate
+from verl_steer.synthesis.candidate import Candidate, origin_of
 from verl_steer.synthesis.stage1 import IDS
 
 
@@ -37,7 +37,7 @@ async def bootstrap(calls: Calls, script: ScriptRow, success: int | None = None)
         reply = await calls.say("blue", f"sft/{step}", history, UserTurn(asked, turn.images))
         history.append(Exchange(asked, reply, turn.images))
         scores.append(await calls.score(f"sft/{step}", script.kind, history))
-    return Candidate(script, str(script.meta["seed_id"]), tuple(scores), _dialogue(script, history), success=success)
+    return Candidate(script, origin_of(script.meta), tuple(scores), _dialogue(script, history), success=success)
 
 
 async def measure(
@@ -65,7 +65,7 @@ async def measure(
     alone = await calls.score(f"held/{pool}/alone", script.kind, [Exchange(last, reply, images)])
     return Candidate(
         script,
-        str(script.meta["seed_id"]),
+        origin_of(script.meta),
         tuple(scores),
         last_alone_safe=None if alone is None else alone.safety > BREACH_SAFETY,
         dialogue_safe=_all_safe(scores),

@@ -12,7 +12,7 @@ from verl_steer.data.convert import PART_BYTES, PART_ROWS
 from verl_steer.data.schemas import AnyRow, BenchRow, RlRow, ScriptRow, SftRow, build
 from verl_steer.data.splits import LAYOUTS, table
 from verl_steer.data.validate import images_of
-from verl_steer.synthesis.candidate import Candidate
+from verl_steer.synthesis.candidate import Candidate, origin_of
 
 
 def row_of(candidate: Candidate, split: str) -> ScriptRow | SftRow:
@@ -21,7 +21,7 @@ def row_of(candidate: Candidate, split: str) -> ScriptRow | SftRow:
 
 
 def as_row(candidate: Candidate, split: str, index: int) -> AnyRow:
-    """The row of a split; `meta.seed_id` always says the seed, so that files can be compared later.
+    """The row of a split; its meta always says its cluster (`origin_of`), so that files can be compared later.
 
     Args:
         candidate: One with a dialogue, for SFT.
@@ -32,7 +32,9 @@ def as_row(candidate: Candidate, split: str, index: int) -> AnyRow:
         RowError: It cannot be such a row.
     """
     row = row_of(candidate, split)
-    meta = {**row.meta, **candidate.script.meta, "seed_id": candidate.cluster}
+    meta = {**row.meta, **candidate.script.meta}
+    if origin_of(meta) != candidate.cluster:
+        meta["source_id" if meta.get("source_id") else "seed_id"] = candidate.cluster
     if isinstance(row, SftRow):
         return row.model_copy(update={"meta": meta})
     values: dict[str, Any] = {name: getattr(row, name) for name in ScriptRow.model_fields} | {"meta": meta}
