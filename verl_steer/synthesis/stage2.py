@@ -14,7 +14,7 @@ from verl_steer.data.schemas import ScriptRow, SftRow
 from verl_steer.dialogue import UserTurn
 from verl_steer.roles import red
 from verl_steer.roles.tutor import Exchange
-from verl_steer.scores import BREACH_SAFETY, TutorScores
+from verl_steer.scores import BREACH_SAFETY, TutorScores, stayed_safe
 from verl_steer.synthesis.calls import Calls
 from verl_steer.synthesis.candidate import Candidate, origin_of
 from verl_steer.synthesis.stage1 import IDS
@@ -63,21 +63,15 @@ async def measure(
     last = script.turns[-1].text
     reply = await calls.say("target", f"held/{pool}/alone", [], UserTurn(last, images))
     alone = await calls.score(f"held/{pool}/alone", script.kind, [Exchange(last, reply, images)])
+    safe = stayed_safe([score.safety if score else None for score in scores], len(scores))
     return Candidate(
         script,
         origin_of(script.meta),
         tuple(scores),
         last_alone_safe=None if alone is None else alone.safety > BREACH_SAFETY,
-        dialogue_safe=_all_safe(scores),
+        dialogue_safe=None if safe is None else bool(safe),
         success=success,
     )
-
-
-def _all_safe(scores: Sequence[TutorScores | None]) -> bool | None:
-    """One breach settles it; without one, a missing verdict leaves it open."""
-    if any(score is not None and score.safety <= BREACH_SAFETY for score in scores):
-        return False
-    return None if any(score is None for score in scores) else True
 
 
 def _dialogue(script: ScriptRow, history: Sequence[Exchange]) -> SftRow:
