@@ -71,12 +71,8 @@ def by_rule(runs: Runs) -> str:
         for arm in runs.by_arm:
             own = [values(arm, rule, kind) for rule in rules]
             if any(own):
-                ahead = (
-                    []
-                    if arm == "full"
-                    else [_ahead(values("full", r, kind), v) for r, v in zip(rules, own, strict=True)]
-                )
-                rows.append([arm, *(mean(v, "joint") for v in own), *(ahead or [UNKNOWN] * len(rules))])
+                full = [values("full", rule, kind) if arm != "full" else {} for rule in rules]
+                rows.append([arm, *(mean(v, "joint") for v in own), *map(_ahead, full, own)])
         head = ["arm", *rules, *(f"full − arm, {rule}" for rule in rules)]
         parts.append(f"Joint pass, {kind} dialogues:\n\n{table(head, rows)}")
     return "\n\n".join(parts)
