@@ -175,7 +175,7 @@ class ChatClient:
             reply.detail,
             call.waited_s,
             call.endpoint,
-            not isinstance(found, Fault) or found.retry or found.outcome is Outcome.TIMEOUT,
+            curable=not isinstance(found, Fault) or found.retry or found.outcome is Outcome.TIMEOUT,
         )
 
     async def models(self, timeout_s: float = CONNECT_TIMEOUT_S) -> dict[str, list[str] | str]:

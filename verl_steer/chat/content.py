@@ -11,8 +11,6 @@ from verl_steer.chat.outcome import ChatResult, Outcome
 
 #: The model has spoken: asking again says the same or draws again. Everything else is no answer, and is not kept.
 FINAL = frozenset({Outcome.OK, Outcome.REFUSED, Outcome.BLOCKED})
-#: Ends of which another day may make another: asking again later may help.
-TRANSIENT = frozenset({Outcome.FAILED, Outcome.TIMEOUT})
 
 
 def digest_of(content: Any) -> str:

@@ -21,6 +21,11 @@ class Outcome(StrEnum):
     REFUSED = "refused"  # the model declined to answer
     BLOCKED = "blocked"  # a content filter of the server cut the reply
 
+    @property
+    def transient(self) -> bool:
+        """Whether it says nothing of the model: the same call may end otherwise another day."""
+        return self in (Outcome.FAILED, Outcome.TIMEOUT)
+
 
 @dataclass(frozen=True)
 class ChatResult:

@@ -11,7 +11,6 @@ from typing import Protocol
 
 from verl_steer.chat.ask import ask
 from verl_steer.chat.client import Chat
-from verl_steer.chat.content import TRANSIENT
 from verl_steer.chat.outcome import Outcome
 from verl_steer.chat.structured import StrictReply
 from verl_steer.roles.fence import sanitise
@@ -87,7 +86,7 @@ class EndpointAttacker:
             flaw=lambda reply: question_flaw(reply.next_question, MAX_QUESTION_CHARS, request.fence),
         )
         reply, outcome = answer.value, answer.chat.outcome
-        if outcome in TRANSIENT and answer.chat.curable:
+        if outcome.transient and answer.chat.curable:
             return Attack(None, f"script ({outcome.value})", f"{outcome.value}: {answer.chat.detail}")
         if reply is None or outcome is not Outcome.OK:
             return Attack(None, f"script ({outcome.value})")
@@ -96,9 +95,8 @@ class EndpointAttacker:
         flawed = question_flaw(reply.next_question, MAX_QUESTION_CHARS, request.fence) is not None
         if not question or reply.strategy == "none" or misplaced or flawed:
             # Its flaw was shown to the attacker; if no answer to that came, one may come another day.
-            curable = answer.repair in TRANSIENT and answer.chat.curable
-            again = f"{answer.repair}: {answer.chat.detail}" if curable else ""
-            return Attack(None, "script (unusable)", again)
+            again = answer.repair is not None and answer.repair.transient and answer.chat.curable
+            return Attack(None, "script (unusable)", f"{answer.repair}: {answer.chat.detail}" if again else "")
         return Attack(question, reply.strategy)
 
     async def aclose(self) -> None:

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from verl_steer.chat.ask import ask
 from verl_steer.chat.client import Chat, ChatClient
-from verl_steer.chat.content import TRANSIENT
 from verl_steer.chat.journal import Journal, Journaled
 from verl_steer.chat.outcome import ChatResult, Outcome
 from verl_steer.chat.structured import StrictReply
@@ -141,7 +140,7 @@ class Calls:
         if answer.chat.outcome is not Outcome.OK or answer.value is None:
             raise self._failed(role, step, answer.chat)
         if (wrong := flaw(answer.value)) is not None:
-            raise StepFailed(role, step, f"unusable: {wrong}", answer.repair in TRANSIENT)
+            raise StepFailed(role, step, f"unusable: {wrong}", answer.repair is not None and answer.repair.transient)
         return answer.value
 
     async def say(self, role: str, step: str, history: Sequence[Exchange], turn: UserTurn) -> str:
@@ -178,7 +177,7 @@ class Calls:
         )
         verdict, found = await verdict_of(self._chats["tutor"], request, settings.max_tokens, settings.temperature)
         self.usage.add(found)
-        if verdict.outcome in TRANSIENT:
+        if verdict.outcome.transient:
             raise self._failed("tutor", step, found)
         return verdict.scores
 
@@ -201,4 +200,4 @@ class Calls:
     @staticmethod
     def _failed(role: str, step: str, found: ChatResult) -> StepFailed:
         why = f"{found.outcome.value}: {sanitise(found.detail, 300)}"
-        return StepFailed(role, step, why, found.outcome in TRANSIENT)
+        return StepFailed(role, step, why, found.outcome.transient)
