@@ -22,7 +22,7 @@ def written(tmp_path, *found) -> str:
 
 def test_without_a_run_the_page_says_so_and_holds_no_figure(tmp_path):
     text = written(tmp_path)
-    assert "**0 of 140 runs are there**" in text and "No run has been made" in text
+    assert "**0 of 150 runs are there**" in text and "No run has been made" in text
     assert "Nothing has been run." in text and not list(tmp_path.glob("*.png"))
     assert not re.search(r"\d\.\d{3}", text), "a figure without a run"
 
@@ -35,7 +35,7 @@ def test_figures_intervals_and_gates_stand_in_their_tables(tmp_path):
         found += [result(seed, "yoked", 0.55 + wobble)]
     found.append(result(None, "refuse", 0.2))
     text = written(tmp_path, *found)
-    assert "**40 of 140 runs are there**" in text and "- plain_mean: seeds 10–19" in text
+    assert "**40 of 150 runs are there**" in text and "- plain_mean: seeds 10–19" in text
     # sft - base: 0.3 and 0.29 in turn, mean 29.5, s = 0.527, half-width t(.975, 9) 2.262157 * 0.527 / sqrt(10) = 0.377
     assert "| sft − base | joint pass, harmful | 10 | +29.5 | [29.1, 29.9] | 0.0020 | ≥ 10.0 | yes |" in text
     assert "| full − yoked | joint pass, harmful | 10 | +5.0 | [5.0, 5.0] | 0.0020 | 0.0078 |" in text

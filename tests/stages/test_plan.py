@@ -83,6 +83,12 @@ def test_every_arm_differs_from_full_by_what_it_says_alone(tmp_path):
         "script": {"steer.dialogue.feedback"},
         "yoked": {"steer.dialogue.feedback", "steer.dialogue.yoked_to"},
         "single_turn": {"steer.dialogue.max_turns", "data.train_files", "data.train_batch_size"},
+        "single_turn_base": {
+            "actor_rollout_ref.model.path",
+            "steer.dialogue.max_turns",
+            "data.train_files",
+            "data.train_batch_size",
+        },
         "final_credit": {"steer.reward.credit"},
         "steer_turn": {"steer.reward.credit"},
         "reference": {"steer.reward.preset", "algorithm.adv_estimator", "algorithm.norm_adv_by_std_in_grpo"},

@@ -62,9 +62,13 @@ ORDER = (
 SURVIVAL = (Contrast("base", "sft", "safe_turns", 0.0), Contrast("sft", "full", "safe_turns", 0.0))
 #: The pre-registered family: Holm over these four, always four.
 FAMILY = tuple(Contrast(arm, "full", "joint") for arm in ("no_bootstrap", "single_turn", "plain_mean", "yoked"))
-OTHERS = tuple(
-    Contrast(arm, "full", "joint")
-    for arm in ("sft_twice", "running_mean", "plain_mean_kl", "script", "final_credit", "steer_turn", "reference")
+OTHERS = (
+    *(
+        Contrast(arm, "full", "joint")
+        for arm in ("sft_twice", "running_mean", "plain_mean_kl", "script", "final_credit", "steer_turn", "reference")
+    ),
+    # It differs from that arm by its data alone: no dialogue anywhere.
+    Contrast("single_turn_base", "no_bootstrap", "joint"),
 )
 BENIGN_MARGIN = -0.05
 #: Points: a wider interval of an ablation says too little.

@@ -125,6 +125,13 @@ ARMS: dict[str, Arm] = {
         Arm("script", "without feedback (scripted questions)", "sft", ("steer.dialogue.feedback=script",)),
         Arm("yoked", "yoked questions (another dialogue's)", "sft", ("steer.dialogue.feedback=yoked",), needs="full"),
         Arm("single_turn", "single-turn data", "sft", ("steer.dialogue.max_turns=1",), rows="single"),
+        Arm(
+            "single_turn_base",
+            "single-turn data, without bootstrapping",
+            "base",
+            ("steer.dialogue.max_turns=1",),
+            rows="single",
+        ),
         Arm("final_credit", "credit to the last turn only", "sft", ("steer.reward.credit=final",)),
         Arm("steer_turn", "credit turn by turn", "sft", ("steer.reward.credit=turn",)),
         Arm(
