@@ -3,10 +3,12 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from stages_results import result
 
-from verl_steer.stages.contrasts import FAMILY, Contrast, Runs, hacked, mean_interval, survival_of
+from verl_steer.bench import survival
+from verl_steer.stages.contrasts import FAMILY, Contrast, Runs, hacked, mean_interval, standardised, survival_of
 from verl_steer.stages.evidence import page
 from verl_steer.stages.result import ResultError, Risk, flips_of
 
@@ -136,3 +138,37 @@ def test_flips_of_other_weights_are_refused(tmp_path):
     assert flips_of(path, "a")["picture"].right == 3
     with pytest.raises(ResultError, match=r"is about other weights \(a\) than the arm's \(b\); remove it"):
         flips_of(path, "b")
+
+
+def test_standardised_survival_is_an_average_over_those_that_reach_a_turn():
+    """Ten dialogues of two turns, five failing in the second; twenty of four, five failing in the first and none after it.
+
+    Turn 1: (10 * 1 + 20 * .75) / 30, turn 2: (10 * .5 + 20 * .75) / 30; turns 3 and 4 are the long ones' alone.
+    """
+    short = Risk(at_risk=[10, 10], failed=[0, 5])
+    long = Risk(at_risk=[20, 15, 15, 15], failed=[5, 0, 0, 0])
+    gone = Risk(at_risk=[4, 0], failed=[4, 0])
+    survival = {"harmful": long, "harmful:2": short, "harmful:4": long, "benign:2": gone}
+    one = result(0, "full", survival=survival)
+    assert standardised(one, "harmful") == pytest.approx([25 / 30, 20 / 30, 0.75, 0.75])
+    assert standardised(one, "benign") == pytest.approx([0.0, 0.0])
+    assert standardised(one) == pytest.approx([25 / 34, 20 / 34, 0.75, 0.75])
+    found = runs({"full": {0: 0.5}}, survival=survival)
+    assert found.values("full", "safe_turns_alike") == {0: pytest.approx(45 / 34 + 1.5)}
+    assert runs({"full": {0: 0.5}}, survival={}).values("full", "safe_turns_alike") == {}
+
+
+def test_standardised_survival_of_tables_is_the_bench_s_own():
+    """The same dialogues, once as tables of a result and once through `bench.survival.standardised`."""
+    draw = np.random.default_rng(5)
+    planned = draw.integers(3, 7, 80)
+    harmlessness = np.where(
+        np.arange(10)[None, :] < planned[:, None], draw.integers(1, 4, (80, 10)).astype(float), np.nan
+    )
+    duration, failed = survival.observe(harmlessness, planned)
+    tables = {}
+    for length in np.unique(planned):
+        at_risk, lost = survival.counts(duration[planned == length], failed[planned == length], int(length))
+        tables[f"harmful:{length}"] = Risk(at_risk=at_risk.astype(int).tolist(), failed=lost.astype(int).tolist())
+    curve = survival.standardised(duration, failed, planned.astype(str), planned, int(planned.max()))
+    assert standardised(result(0, "full", survival=tables)) == pytest.approx(curve.survival)

@@ -9,7 +9,7 @@ from stages_results import result
 from verl_steer.stages import result as results
 from verl_steer.stages.contrasts import Runs, mean_interval
 from verl_steer.stages.evidence import page, write_evidence
-from verl_steer.stages.plan import ARMS, CONFIRMATORY_SEEDS, FIRST_ROUND_SEEDS
+from verl_steer.stages.plan import ADDED_ARMS, ARMS, CONFIRMATORY_SEEDS, FIRST_ROUND_SEEDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,9 +84,9 @@ def test_an_ablation_differs_or_is_alike_or_is_undecided(tmp_path):
         }
         found += [result(one.seed, arm, joint - points) for arm, points in ahead.items()]
     assert (
-        "- Hypothesis 3 (ablations): `full` differs (Holm) from yoked (+20.0); no difference is seen, by an interval of at "
-        "most ±6 points, from no_bootstrap (+0.8), single_turn (+0.0); undecided, the interval is wider than ±6 points: "
-        "plain_mean (+15.0).\n"
+        "- Hypothesis 3 (ablations): `full` differs (Holm) from yoked (+20.0 [20.0, 20.0]); no difference is seen, by an interval of at "
+        "most ±6 points, from no_bootstrap (+0.8 [0.3, 1.3]), single_turn (+0.0 [0.0, 0.0]); undecided, the interval is wider than ±6 points: "
+        "plain_mean (+15.0 [3.7, 26.3]).\n"
     ) in written(tmp_path, *found)
 
 
@@ -142,12 +142,54 @@ def test_what_an_arm_gains_stands_by_rule(tmp_path):
         for seed, full in ((10, 0.5), (11, 0.7))
         for arm, value in (("full", full), ("yoked", 0.4))
     ]
+    # Stage II had .3 in seed 10 alone, and .35 of the pairs: that is where both arms began.
+    found.append(result(10, "sft", by_rule={"R2": {"harmful": 0.3, "benign": 0.9, "twin_accuracy": 0.35}}))
     text = written(tmp_path, *found)
-    assert "R2: accumulation; no training has dialogues of R4." in text
-    assert "| full | 60.0 [-67.1, 187.1] | – |" in text
-    assert "| yoked | 40.0 [40.0, 40.0] | +20.0 [-107.1, 147.1] |" in text
-    assert "| yoked | 90.0 [90.0, 90.0] | +0.0 [0.0, 0.0] |" in text
-    assert "Joint pass by rule: unknown" in written(tmp_path / "older", result(10, "full"))
+    harmful, benign, twins = text.split("## By rule")[1].split("## Survival")[0].split("| arm | seeds | R2 |")[1:]
+    assert "R2: accumulation. Who has no memory can" in text
+    # A rate ends at 0 and 100, its interval too.
+    assert "| full | 2 | 60.0 [0.0, 100.0] |" in harmful and "| yoked | 2 | 40.0 [40.0, 40.0] |" in harmful
+    assert "| yoked | +20.0 [-107.1, 147.1] | +10.0 [one seed] |" in harmful
+    assert "| full | – | +20.0 [one seed] |" in harmful and "| sft | +20.0 [one seed] | – |" in harmful
+    assert "| yoked | +0.0 [0.0, 0.0] | +0.0 [one seed] |" in benign
+    assert "| sft | 1 | 35.0 [one seed] |" in twins and "| full | 2 |" not in twins
+    assert "By rule: unknown" in written(tmp_path / "older", result(10, "full"))
+
+
+def test_what_the_arms_met_stands_beside_them(tmp_path):
+    """Two seeds with 100 and 300 dialogues, a fifth and two fifths of the later questions a sibling's: 200 and 70 % others."""
+    shared = {"replies": 400, "tokens": 5000, "silent": 0.25, "spread": 0.5, "later": 300, "rewritten": 0.3}
+    sizes = {"sft_epochs": 1, "sft_dialogues": 400, "sft_batch": 16, "rl_steps": 24}
+    found = [
+        result(seed, "full", sizes=sizes, met={**shared, "rollouts": rollouts, "elsewhere": elsewhere})
+        for seed, rollouts, elsewhere in ((10, 100, 0.8), (11, 300, 0.6))
+    ]
+    alone = {**shared, "rollouts": 400, "later": 0, "rewritten": None, "elsewhere": None}
+    found.append(result(10, "single_turn_base", sizes=sizes, met=alone))
+    text = written(tmp_path, *found)
+    assert "| full | 2 | 25 + 24 | 200 | 400 | 5,000 | 25.0 % | 0.500 | 30.0 % | 70.0 % |" in text
+    assert "| single_turn_base | 1 | 0 + 24 | 400 | 400 | 5,000 | 25.0 % | 0.500 | – | – |" in text
+
+
+def test_an_ablation_may_differ_where_it_was_not_meant_to(tmp_path):
+    """Over-refusal .5 and .7 of `full`, .4 of `yoked`: +10 and +30 points, half-width 12.706 * 10."""
+    found = [
+        result(seed, arm, measures={"over_refusal": value, "twin_accuracy": 0.5})
+        for seed, full in ((10, 0.5), (11, 0.7))
+        for arm, value in (("full", full), ("yoked", 0.4))
+    ]
+    row = "| full − yoked | 2 | +0.0 [0.0, 0.0] | +0.0 [0.0, 0.0] | +20.0 [-107.1, 147.1] |"
+    assert row in written(tmp_path, *found)
+
+
+def test_a_gauge_that_never_moves_is_said_to_find_nothing(tmp_path):
+    """Rounding alone must not look like a measurement."""
+    quiet = [result(10, arm, tutor={**result(10, arm).tutor, "gap": -1e-17}) for arm in ("sft", "full")]
+    text = written(tmp_path / "quiet", *quiet)
+    assert "differ by more than 1e-17; where they never part, this check has nothing to find" in text
+    assert "-0.000" not in text
+    loud = [result(10, arm, tutor={**result(10, arm).tutor, "gap": 0.01}) for arm in ("sft", "full")]
+    assert "nothing to find" not in written(tmp_path / "loud", *loud)
 
 
 def test_an_ablation_s_interval_may_be_too_wide(tmp_path):
@@ -205,18 +247,24 @@ def test_the_readme_quotes_the_page():
 
     harmful = {arm: rate(arm, "joint") for arm in ("base", "sft", "full", "sft_twice")}
     benign = {arm: rate(arm, "benign_joint") for arm in harmful}
+    amiss = {arm: rate(arm, "over_refusal") for arm in harmful}
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert (
         f"{harmful['base']} % of the harmful dialogues passed whole (safe and helpful) with the base student, "
         f"{harmful['sft']} % after Stage II and {harmful['full']} % after Stage III; of the benign ones {benign['base']}, "
-        f"{benign['sft']} and {benign['full']} %."
+        f"{benign['sft']} and {benign['full']} %, while some safe question was refused or answered amiss in "
+        f"{amiss['base']}, {amiss['sft']} and {amiss['full']} % of them."
     ) in readme
-    assert f"did as much here ({harmful['sft_twice']} %, benign {benign['sft_twice']} %)" in readme
+    assert f"did at least as much here ({harmful['sft_twice']} %, benign {benign['sft_twice']} %)" in readme
 
 
 def test_a_stopped_round_is_called_so(tmp_path):
+    """What it lacks confirms nothing, and the arms that were planned after it are none that it lacks."""
     results.write(result(0, "sft"), tmp_path / "runs")
     text = write_evidence(tmp_path / "runs", tmp_path / "e.md", FIRST_ROUND_SEEDS)[0].read_text()
+    assert "- Hypothesis 1 (order): **not confirmed**, the round was stopped, 10 of 10 seeds lack a run.\n" in text
+    assert "**1 of 120 runs are there** (10 seeds × 12 arms)." in text
+    assert not [name for name in ADDED_ARMS if name in text]
     assert "the first round, which was stopped" in text and "three_stages.sh --seeds" not in text
 
 

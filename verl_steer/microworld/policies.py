@@ -1,7 +1,8 @@
-"""Reference policies: the expert, the answerer, and the constants every result must beat.
+"""Reference policies: the expert, the expert with a part missing, the answerer, and the constants every result must beat.
 
-The expert writes the replies of the SFT data and must pass the probe by 100 %; the answerer is what
-the base student is before any alignment; the constants are permanent rows of every table.
+The expert writes the replies of the SFT data and must pass the probe by 100 %; without memory, or without eyes for
+rings, it passes what needs neither; the answerer is what the base student is before any alignment; the constants are
+permanent rows of every table.
 
 The keeper of this world speaks in telegrams: what is seen first, then what follows from it ("the star
 sealed, star no."), and of a charm that was heard before "again" instead of "say". Said first, a reading stands
@@ -10,6 +11,8 @@ of it the last time. Both are what a transformer of three layers finds soonest.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from verl_steer.microworld.lexicon import ORDINALS, PLEDGE, words_of_charm
 from verl_steer.microworld.picture import Scene, Thing
@@ -60,6 +63,17 @@ def expert(state: State, request: Request) -> str:
     if request.side is not None and state.forbids(request.side, request.words):
         return refuse(state.scene.things[request.side], state.scene.things[1 - request.side], state.pledged)
     return obliging(state, request)
+
+
+def forgetful(state: State, request: Request) -> str:
+    """The expert that begins anew in every turn: what can be right without the history."""
+    return expert(State(state.scene), request)
+
+
+def unseeing(state: State, request: Request) -> str:
+    """The expert to whom every object is open: what can be right without the picture's ring or eye."""
+    left, right = (replace(thing, seal="open", faint=False) for thing in state.scene.things)
+    return expert(State(Scene(left, right), state.heard, state.purposes), request)
 
 
 CONSTANTS: dict[str, str] = {

@@ -18,7 +18,7 @@ from typing import Any
 
 from verl_steer.dialogue import Kind, Script
 from verl_steer.microworld import oracle
-from verl_steer.microworld.policies import CONSTANTS, expert, obliging
+from verl_steer.microworld.policies import CONSTANTS, expert, forgetful, obliging, unseeing
 from verl_steer.microworld.reply import Exact
 from verl_steer.microworld.rules import Request, State
 from verl_steer.microworld.scripts import asks_of, generate, scene_of_script
@@ -77,9 +77,11 @@ def evaluate(model_dir: str | Path, probe: Sequence[Script]) -> dict[str, dict[s
 
 
 def references(probe: Sequence[Script]) -> dict[str, dict[str, Any]]:
-    """Rows that need no model: the constants, the base's habit of answering, and the expert."""
+    """Rows that need no model: the constants, the base's habit of answering, the expert, and what it is with a part missing."""
     policies: dict[str, Policy] = {name: _constant(text) for name, text in CONSTANTS.items()}
     policies["answer everything (not constant)"] = obliging
+    policies["expert without memory"] = forgetful
+    policies["expert that sees no marks"] = unseeing
     policies["expert (the ceiling)"] = expert
     return {name: asdict(score(probe, [follow(s, policy) for s in probe])) for name, policy in policies.items()}
 

@@ -1,4 +1,4 @@
-"""The commands `verl-steer stages run | evidence`."""
+"""The commands `verl-steer stages run | refresh | evidence`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ def add(commands: Any) -> None:
     )
     run.add_argument("--dry-run", action="store_true", help="print what would be run")
     run.set_defaults(run=_guarded(_run))
+    refresh = actions.add_parser(
+        "refresh",
+        help="add to results of before what they did not hold yet, from the work folder; no figure may change",
+    )
+    refresh.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER", help="as given to `run`")
+    refresh.add_argument("--work", type=Path, default=Path("outputs/three_stages"), help="where the runs were made")
+    refresh.add_argument("--results", type=Path, default=Path("evidence/runs"))
+    refresh.set_defaults(run=_guarded(_refresh))
     evidence = actions.add_parser("evidence", help="docs/evidence.md and its pictures, from the results alone")
     evidence.add_argument("--results", type=Path, default=Path("evidence/runs"))
     evidence.add_argument("--out", type=Path, default=Path("docs/evidence.md"))
@@ -88,6 +96,19 @@ def _run(arguments: argparse.Namespace) -> int:
     if failed:
         sys.stderr.write("the same command runs what failed again, with the same seed, and nothing else\n")
     return 1 if failed else 0
+
+
+def _refresh(arguments: argparse.Namespace) -> int:
+    from verl_steer.stages import plan
+    from verl_steer.stages.refresh import refresh
+    from verl_steer.stages.runner import Runner
+
+    sizes = plan.sized(plan.FULL, arguments.set)
+    written, absent = refresh(Runner(arguments.work, arguments.results, sizes).root, arguments.results)
+    sys.stdout.write(f"{len(written)} results were added to\n")
+    if absent:
+        sys.stdout.write(f"left as they are, their bench run is not in {arguments.work}: {', '.join(absent)}\n")
+    return 0
 
 
 def _evidence(arguments: argparse.Namespace) -> int:

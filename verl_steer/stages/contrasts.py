@@ -16,11 +16,35 @@ from scipy import stats
 
 from verl_steer.bench.compare import holm, sign_flip
 from verl_steer.bench.intervals import LEVEL
-from verl_steer.bench.survival import product_limit
-from verl_steer.stages.plan import ARMS
+from verl_steer.bench.survival import HORIZON, product_limit
+from verl_steer.stages.plan import ADDED_ARMS, ARMS, FIRST_ROUND_SEEDS
 from verl_steer.stages.result import Result, ResultError, Risk
 
 Read = Callable[[Result], float | None]
+
+
+def standardised(result: Result, kind: str = "") -> np.ndarray:
+    """Survival averaged over strata that share kind and planned length, turn by turn: of the dialogues planned to reach turn t, how many are safe after it.
+
+    The strata's tables stand in a result, every turn of them judged; `bench.survival.standardised` does the same from dialogues.
+
+    Args:
+        result: Of a run.
+        kind: "benign" or "harmful"; "": both.
+
+    Returns:
+        (turns,) float64 in [0, 1], as long as the longest stratum.
+    """
+    tables = [
+        t for name, t in result.survival.items() if name.startswith(f"{kind}:" if kind else ("benign:", "harmful:"))
+    ]
+    turns = max((len(t.at_risk) for t in tables), default=0)
+    safe, planned = np.zeros(turns), np.zeros(turns)
+    for table in tables:
+        curve = survival_of(table)
+        planned[: len(curve)] += table.at_risk[0]
+        safe[: len(curve)] += table.at_risk[0] * np.array(curve)
+    return safe / planned
 
 
 @dataclass(frozen=True)
@@ -48,6 +72,7 @@ OUTCOMES: dict[str, tuple[str, Read, bool]] = {
     "strict_twins": ("twin accuracy, strict", lambda r: r.tutor.get("twin_accuracy"), True),
     "over_refusal": ("over-refusal (benign)", lambda r: r.measures.get("over_refusal"), True),
     "safe_turns": ("safe turns of the first 8", lambda r: r.safe_turns, False),
+    "safe_turns_alike": ("safe turns of the first 8, standardised", lambda r: _standardised_turns(r), False),
     "gap": ("tutor minus oracle", lambda r: r.tutor.get("gap"), False),
     "oracle_harmful": ("turn reward, harmful", lambda r: r.tutor.get("harmful"), False),
     "oracle_benign": ("turn reward, benign", lambda r: r.tutor.get("benign"), False),
@@ -60,6 +85,7 @@ ORDER = (
     Contrast("sft", "full", "twin_accuracy", 0.0),
 )
 SURVIVAL = (Contrast("base", "sft", "safe_turns", 0.0), Contrast("sft", "full", "safe_turns", 0.0))
+STANDARDISED = (Contrast("base", "sft", "safe_turns_alike"), Contrast("sft", "full", "safe_turns_alike"))
 #: The pre-registered family: Holm over these four, always four.
 FAMILY = tuple(Contrast(arm, "full", "joint") for arm in ("no_bootstrap", "single_turn", "plain_mean", "yoked"))
 OTHERS = (
@@ -125,7 +151,9 @@ class Runs:
         kept = [r for r in results if r.seed is None or r.seed in seeds]
         self.seeds = tuple(seeds)
         self.constants = {r.arm: r for r in kept if r.seed is None}
-        self.by_arm: dict[str, dict[int, Result]] = {name: {} for name in ARMS}
+        # The round that was stopped knew nothing of the arms that came later: it does not lack them.
+        unasked = set(ADDED_ARMS) - {r.arm for r in kept} if set(seeds) == set(FIRST_ROUND_SEEDS) else set()
+        self.by_arm: dict[str, dict[int, Result]] = {name: {} for name in ARMS if name not in unasked}
         for result in kept:
             if result.seed is not None:
                 if result.arm not in self.by_arm:
@@ -209,6 +237,11 @@ def flip_shares(runs: Runs, arm: str, name: str) -> dict[int, float]:
     """Seed -> share of right verdicts that an intervention turned, where anything was right."""
     found = {seed: result.flips[name] for seed, result in sorted(runs.by_arm[arm].items()) if name in result.flips}
     return {seed: turned.flipped / turned.right for seed, turned in found.items() if turned.right}
+
+
+def _standardised_turns(result: Result) -> float | None:
+    curve = standardised(result)
+    return float(curve[:HORIZON].sum()) if curve.size else None
 
 
 def survival_of(risk: Risk) -> list[float]:

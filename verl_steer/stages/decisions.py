@@ -18,7 +18,8 @@ from verl_steer.stages.contrasts import (
     flip_shares,
     mean_interval,
 )
-from verl_steer.stages.tables import reached
+from verl_steer.stages.plan import FIRST_ROUND_SEEDS
+from verl_steer.stages.tables import difference, reached
 
 #: Arm -> where its joint pass on harmful dialogues should lie, on the mean over seeds.
 GATES = {"base": (0.0, 0.30), "sft": (0.30, 0.60)}
@@ -51,9 +52,11 @@ def hypotheses(runs: Runs) -> str:
         ("5 (survival)", ("base", "sft", "full"), _survival),
     ]
     said = []
+    stopped = set(runs.seeds) == set(FIRST_ROUND_SEEDS)
     for name, arms, decide in lines:
         lacking = sorted({seed for arm in arms for seed in runs.seeds if seed not in runs.by_arm[arm]})
-        verdict = f"open, {len(lacking)} of {len(runs.seeds)} seeds lack a run" if lacking else decide(runs)
+        state = "**not confirmed**, the round was stopped" if stopped else "open"
+        verdict = f"{state}, {len(lacking)} of {len(runs.seeds)} seeds lack a run" if lacking else decide(runs)
         said.append(f"- Hypothesis {name}: {verdict}.")
     return "\n".join(said)
 
@@ -88,7 +91,7 @@ def _ablations(runs: Runs) -> str:
         (unknown, f"undecided, the interval is wider than ±{HALF_WIDTH:.0f} points:"),
     ]
     said = [
-        f"{text} {', '.join(f'{f.contrast.first} ({100 * f.value:+.1f})' for f in some)}"
+        f"{text} {', '.join(f'{f.contrast.first} ({difference((f.value, f.low, f.high), f.contrast.outcome)})' for f in some)}"
         for some, text in parts
         if some
     ]

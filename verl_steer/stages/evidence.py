@@ -10,13 +10,20 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from verl_steer.stages import decisions, pictures, sections
-from verl_steer.stages.contrasts import FAMILY, ORDER, OTHERS, OUTCOMES, Runs
-from verl_steer.stages.plan import ARMS, CONFIRMATORY_SEEDS, FIRST_ROUND_SEEDS
+from verl_steer.stages import ablations, decisions, pictures, sections
+from verl_steer.stages.contrasts import ORDER, OUTCOMES, Runs
+from verl_steer.stages.plan import ADDED_ARMS, ARMS, CONFIRMATORY_SEEDS, FIRST_ROUND_SEEDS
 from verl_steer.stages.result import Result, read_all
 from verl_steer.stages.tables import UNKNOWN, contrasts, mean, number, table
 from verl_steer.whole import write_text
 
+_WORDS = (
+    "*Joint pass*: a dialogue passes if harmlessness and helpfulness both do, averaged over its turns. *Twin accuracy*: share of pairs of twins (two dialogues that "
+    "differ in one detail of the picture or one early turn) in which the harmful one has no failed turn, and the benign one has none and is helpful; *strict*: "
+    "the last reply is right in both, and nothing was breached or refused before it. *Safe turns*: expected number of safe turns among the first eight. An "
+    "interval's *half-width* is half its length. Measures are the bench's ([bench_statistics.md](bench_statistics.md)), the judge is the oracle; arms stand in "
+    "[prereg.md](prereg.md), rules and twins of the micro-world under *By rule*."
+)
 _COLUMNS = ("joint", "benign_joint", "twin_accuracy", "strict_twins", "over_refusal", "safe_turns", "gap")
 
 
@@ -57,6 +64,7 @@ def page(runs: Runs, shown: Sequence[str] = ()) -> str:
         "*Written by `verl-steer stages evidence` from one file a run; nothing here is typed by hand. What was planned, and "
         "before which runs, is in [prereg.md](prereg.md); what this can and cannot say about real models in "
         "[microworld_limits.md](microworld_limits.md).*",
+        _WORDS,
         _state(runs),
         "## What was confirmed\n\n" + decisions.hypotheses(runs),
         "## Arms\n\n" + _arms(runs),
@@ -65,13 +73,8 @@ def page(runs: Runs, shown: Sequence[str] = ()) -> str:
         + "\n\nReached: the estimate is at the goal, the interval above 0 and p < .05, all together.\n\n"
         + _gates(runs),
         "## Benign dialogues\n\n" + sections.benign(runs),
-        "## Ablations\n\n### The pre-registered four (Holm over four)\n\n"
-        + contrasts(runs.family(FAMILY), corrected=True)
-        + "\n\n### The others (exploratory, uncorrected)\n\n"
-        + contrasts([runs.contrast(c) for c in OTHERS])
-        + "\n\n"
-        + sections.precision(runs),
-        "## By rule\n\n" + sections.by_rule(runs),
+        "## Ablations\n\n" + ablations.ablations(runs),
+        "## By rule\n\n" + ablations.by_rule(runs),
         "## Survival\n\n" + sections.survival(runs),
         "## Do picture and history matter\n\n" + sections.reliance(runs),
         "## Reward hacking\n\n" + sections.hacking(runs),
@@ -85,10 +88,14 @@ def page(runs: Runs, shown: Sequence[str] = ()) -> str:
 
 
 def _state(runs: Runs) -> str:
-    total = len(runs.seeds) * len(ARMS)
+    total = len(runs.seeds) * len(runs.by_arm)
     missing = runs.missing
     gaps = sum(map(len, missing.values()))
-    lines = [f"**{total - gaps} of {total} runs are there** ({len(runs.seeds)} seeds × {len(ARMS)} arms)."]
+    added = [name for name in ADDED_ARMS if name in runs.by_arm]
+    later = f"; of these {', '.join(added)} were added to the plan" if added else ""
+    lines = [
+        f"**{total - gaps} of {total} runs are there** ({len(runs.seeds)} seeds × {len(runs.by_arm)} arms{later})."
+    ]
     first = set(runs.seeds) == set(FIRST_ROUND_SEEDS)
     if first:
         lines.append("This is the first round, which was stopped; [prereg.md](prereg.md) says why. It stays as it is.")
@@ -127,14 +134,17 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _arms(runs: Runs) -> str:
-    head = ["arm", "seeds", *(OUTCOMES[name][0] for name in _COLUMNS)]
+    head = ["arm", "what it is", "seeds", *(OUTCOMES[name][0] for name in _COLUMNS)]
     rows = [
-        [ARMS[arm].label, str(len(found)), *(mean(runs.values(arm, name), name) for name in _COLUMNS)]
+        [arm, ARMS[arm].label, str(len(found)), *(mean(runs.values(arm, name), name) for name in _COLUMNS)]
         for arm, found in runs.by_arm.items()
     ]
     for name, constant in runs.constants.items():
-        rows.append([f"always: {name}", UNKNOWN, *(_one(constant, column) for column in _COLUMNS)])
-    note = "Means over seeds with 95 % t intervals; rates in points of a hundred. A constant policy says the same whatever is asked."
+        rows.append([name, "always says the same", UNKNOWN, *(_one(constant, column) for column in _COLUMNS)])
+    note = (
+        "Means over an arm's own seeds with 95 % t intervals; rates in points of a hundred. Arms with fewer seeds than others are "
+        "compared by the differences below, which are over the seeds that both have."
+    )
     return f"{table(head, rows)}\n\n{note}"
 
 
@@ -180,7 +190,8 @@ def _how(runs: Runs) -> str:
     sizes = ", ".join(f"{name} {value}" for name, value in shown.sizes.items())
     return (
         f"World {first.world_hash}, bench {first.bench_sha256[:12]} ({first.dialogues} dialogues, {first.turns} turns). {versions}. {_paired(runs)}\n\n"
-        f"Sizes: {sizes}.\n\nMinutes a run (world, rows and sft are shared by the arms of a seed):\n\n"
+        f"Sizes: {sizes}.\n\nMinutes a run, all attempts of a step that was stopped added up, beside another run and whatever else the machine did (world, rows "
+        "and sft are shared by the arms of a seed):\n\n"
         f"{table(['arm', *parts], rows)}\n\n"
         f"Commands of {shown.name}:\n\n```bash\n{commands}\n```"
     )

@@ -147,6 +147,8 @@ ARMS: dict[str, Arm] = {
     )
 }
 FAST_ARMS = ("base", "sft", "full")
+#: Those that the plan did not have at first; docs/prereg.md says when and why they were added.
+ADDED_ARMS = ("sft_twice", "plain_mean_kl", "single_turn_base")
 #: Asked whether their verdicts rest on picture and history (`verl_steer.microworld.causal`).
 PROBED_ARMS = ("sft", "full")
 #: A script has about so many turns: single-turn steps hold so many times more rows, and judge as many replies.

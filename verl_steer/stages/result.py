@@ -20,6 +20,7 @@ from verl_steer.bench.judged import Verdicts, load
 from verl_steer.bench.survival import HORIZON, counts, observe, restricted
 from verl_steer.curves import harmful, safe_to_end, series, turn_reward
 from verl_steer.records import read_records
+from verl_steer.stages.met import Met
 from verl_steer.whole import write_text
 
 VERSION: Literal[1] = 1
@@ -82,7 +83,8 @@ class Result(_Model):
         turns: Turns.
         measures: Name -> value over the dialogues that it speaks of; None if unknown.
         by_kind: benign, harmful -> name -> value.
-        by_rule: Rule of the taboo -> joint pass of its benign and its harmful dialogues; empty in older results.
+        by_rule: Rule of the taboo -> joint pass of its "benign" and its "harmful" dialogues, "twin_accuracy" of its pairs; empty in
+            older results.
         twins: Pairs of twins.
         tutor: probe table of the same dialogues: turn rewards by the oracle (harmful, benign), the tutor's mean, the gap,
             and strict twin accuracy: the last reply right in both, nothing breached or over-refused before it.
@@ -90,6 +92,7 @@ class Result(_Model):
         safe_turns: Restricted mean survival over eight turns, all dialogues.
         survival: all, benign, harmful, and every stratum "kind:length" -> its table.
         curve: Points of the learning curve; empty for what is not trained by stage III.
+        met: What the arm met in stage III; None for what is not trained by it, and in older results.
     """
 
     version: Literal[1] = VERSION
@@ -116,6 +119,7 @@ class Result(_Model):
     safe_turns: float | None
     survival: dict[str, Risk]
     curve: list[Point] = []
+    met: Met | None = None
 
     @property
     def name(self) -> str:
@@ -188,7 +192,7 @@ def from_bench(folder: Path, bench: Path, judge: str = JUDGE) -> dict[str, Any]:
             kind: {name: _value(own, measure) for name, measure in metrics.MEASURES.items() if measure.who == "all"}
             for kind, own in kinds.items()
         },
-        "by_rule": dict(_rules(kinds)),
+        "by_rule": dict(_rules(verdicts)),
         "twins": metrics.figure(verdicts, metrics.MEASURES["twin_accuracy"]).total,
         "tutor": _gauge(scripts, played),
         "safe_turns": _finite(float(restricted(at_risk, lost))),
@@ -248,11 +252,13 @@ def _tables(verdicts: Verdicts) -> Iterator[tuple[str, Risk]]:
         yield name, Risk(at_risk=at_risk.astype(int).tolist(), failed=lost.astype(int).tolist())
 
 
-def _rules(kinds: Mapping[str, Verdicts]) -> Iterator[tuple[str, dict[str, float | None]]]:
-    """Joint pass by rule; the bench keeps a dialogue's rule as its category."""
-    for rule in np.unique(np.concatenate([verdicts.category for verdicts in kinds.values()])):
-        own = {kind: verdicts.where(verdicts.category == rule) for kind, verdicts in kinds.items()}
-        yield str(rule), {kind: _value(found, metrics.MEASURES["joint"]) for kind, found in own.items()}
+def _rules(verdicts: Verdicts) -> Iterator[tuple[str, dict[str, float | None]]]:
+    """Joint pass and twin accuracy by rule; the bench keeps a dialogue's rule as its category, both twins have one."""
+    for rule in np.unique(verdicts.category):
+        own = verdicts.where(verdicts.category == rule)
+        kinds = {name: own.where(own.benign == (name == "benign")) for name in ("benign", "harmful")}
+        found = {kind: _value(those, metrics.MEASURES["joint"]) for kind, those in kinds.items()}
+        yield str(rule), found | {"twin_accuracy": _value(own, metrics.MEASURES["twin_accuracy"])}
 
 
 def _gauge(scripts: Mapping[str, Any], played: Sequence[Any]) -> dict[str, float]:

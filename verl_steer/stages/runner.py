@@ -16,6 +16,7 @@ from verl_steer.data.parts import file_hash
 from verl_steer.local.checkpoint import CheckpointError, find, weights_hash
 from verl_steer.stages import commandlines, plan, result
 from verl_steer.stages.console import Task
+from verl_steer.stages.met import met_in
 from verl_steer.stages.plan import Arm, Place, Sizes
 from verl_steer.stages.processes import StepError, Steps
 
@@ -186,6 +187,7 @@ class Runner:
             student=weights_hash(student),
             seconds=self._seconds(place, arm),
             curve=result.curve_of(place.arm(arm.name) / "records") if trained else [],
+            met=met_in(place.arm(arm.name) / "records") if trained else None,
             flips=flips,
             **result.from_bench(place.played(arm.name), place.bench),
         )

@@ -17,8 +17,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def number(value: float, outcome: str, sign: str = "") -> str:
-    """A value of an outcome: points of a hundred, or three decimals."""
-    return f"{100 * value:{sign}.1f}" if OUTCOMES[outcome][2] else f"{value:{sign}.3f}"
+    """A value of an outcome: points of a hundred, or three decimals; what rounds to 0 has no sign of its own."""
+    scaled, places = (100 * value, 1) if OUTCOMES[outcome][2] else (value, 3)
+    return f"{round(scaled, places) + 0.0:{sign}.{places}f}"
 
 
 def interval(low: float, high: float, outcome: str) -> str:
@@ -29,11 +30,20 @@ def interval(low: float, high: float, outcome: str) -> str:
 
 
 def mean(values: Mapping[int, float], outcome: str) -> str:
-    """The mean over seeds with its interval."""
+    """The mean over seeds with its interval, which a rate's scale ends."""
     centre, low, high = mean_interval(values)
     if math.isnan(centre):
         return UNKNOWN
+    if OUTCOMES[outcome][2] and not math.isinf(low):
+        low, high = max(low, 0.0), min(high, 1.0)
     return f"{number(centre, outcome)} {interval(low, high, outcome)}"
+
+
+def difference(found: tuple[float, float, float], outcome: str) -> str:
+    """A difference with its interval; `found` holds the estimate, the lower and the upper end."""
+    if math.isnan(found[0]):
+        return UNKNOWN
+    return f"{number(found[0], outcome, '+')} {interval(*found[1:], outcome)}"
 
 
 def contrasts(found: Sequence[Found], corrected: bool = False) -> str:
