@@ -37,11 +37,17 @@ def test_an_adapter_that_vllm_would_drop_in_part_is_refused_before_ray(folder: P
     everywhere = "actor_rollout_ref.model.exclude_modules=null"
     with pytest.raises(Problem, match=r"into 7 layers of the vision tower .*blocks.0.*exclude_modules=.*visual"):
         adapter_reaches_rollout(_run(everywhere), student)
-    merged = (everywhere, "actor_rollout_ref.model.lora.merge=true")
-    assert "merged" in adapter_reaches_rollout(_run(*merged), student)
+    merged, fsdp1 = "actor_rollout_ref.model.lora.merge=true", "actor_rollout_ref.actor.strategy=fsdp"
+    assert "merged" in adapter_reaches_rollout(_run(everywhere, merged, fsdp1), student)
     with pytest.raises(Problem, match=r"fsdp2 would leave out .*projector .*merger.*exclude_modules"):
-        adapter_reaches_rollout(_run(*merged, "actor_rollout_ref.actor.strategy=fsdp2"), student)
-    adapter_reaches_rollout(_run(merged[1], "actor_rollout_ref.actor.strategy=fsdp2"), student)
+        adapter_reaches_rollout(_run(everywhere, merged), student)
+    adapter_reaches_rollout(_run(merged), student)
+    with pytest.raises(Problem, match=r"strategy=fsdp: verl finds no adapter to send under FSDP1 .*fsdp2 in"):
+        adapter_reaches_rollout(_run(fsdp1), student)
+    apart = "trainer.v1.trainer_mode=separate_async"
+    with pytest.raises(Problem, match=r"separate_async: verl sends the base's weights .*merge=true"):
+        adapter_reaches_rollout(_run(apart), student)
+    adapter_reaches_rollout(_run(apart, merged), student)
     adapter_reaches_rollout(_run(everywhere, "actor_rollout_ref.model.lora_rank=0"), student)
     tower = "+actor_rollout_ref.rollout.engine_kwargs.vllm.enable_tower_connector_lora=true"
     adapter_reaches_rollout(_run(everywhere, tower), student)

@@ -32,9 +32,12 @@ class Student:
     def __init__(self):
         self.tokenizer, self.calls = None, 0
 
+    def words(self):
+        return self.tokenizer.encode("x" * self.calls, add_special_tokens=False)
+
     async def generate(self, **_):
         self.calls += 1
-        ids = [*self.tokenizer.encode("x" * self.calls, add_special_tokens=False), self.tokenizer.eos_token_id]
+        ids = [*self.words(), self.tokenizer.eos_token_id]
         return SimpleNamespace(token_ids=ids, log_probs=[-0.5] * len(ids), extra_fields={"min_global_steps": 1})
 
 
@@ -113,6 +116,30 @@ async def test_a_processor_that_says_something_of_the_text_is_asked_for_every_ro
     for row in fields_of(worker.sink):
         got = row["multi_modal_inputs"]
         assert torch.equal(getattr(got, "data", got)["token_type_ids"], row["input_ids"])
+
+
+async def test_a_placeholder_that_a_student_spells_out_is_no_picture_and_harms_no_sibling(worker, monkeypatch):
+    """In ordinary tokens, more often than there are pictures: the processor would look for as many pictures and end in a StopIteration."""
+    await harness.play(worker, [harness.prompt_of(SCRIPT, 0, 2)])
+    plain = fields_of(worker.sink)[0]["multi_modal_inputs"]
+    spelled = [n for part in ("<|image", "_pad|>") * 5 for n in worker.tokenizer.encode(part, add_special_tokens=False)]
+    assert "<|image_pad|>" * 5 in worker.tokenizer.decode(spelled, skip_special_tokens=True)
+    monkeypatch.setattr(Student, "words", lambda self: spelled[: self.calls * 40])
+    worker.sink.fields.clear()
+    await asyncio.wait_for(harness.play(worker, [harness.prompt_of(SCRIPT, 1, 2)]), 60)
+    assert not worker.sink.failed and len(worker.sink.fields) == 2
+    for row in fields_of(worker.sink):
+        got, expected = (getattr(inputs, "data", inputs) for inputs in (row["multi_modal_inputs"], plain))
+        assert all(torch.equal(torch.as_tensor(got[key]), torch.as_tensor(expected[key])) for key in expected)
+
+
+async def test_what_ends_in_a_stop_iteration_loses_a_rollout_and_hangs_nothing(worker, monkeypatch):
+    def stop(*_):
+        raise StopIteration
+
+    monkeypatch.setattr(harness.PlainWorker, "_compute_position_ids", stop)
+    await asyncio.wait_for(harness.play(worker, [harness.prompt_of(SCRIPT, 0, 2)]), 60)
+    assert worker.sink.failed and not worker.sink.fields
 
 
 async def test_the_reward_worker_sees_the_same_tensors_and_nothing_is_computed_again(worker, monkeypatch):

@@ -22,7 +22,7 @@ import torch
 
 from verl_steer.chat.client import CallOptions, Message, seed_of
 from verl_steer.chat.outcome import ChatResult, Outcome
-from verl_steer.local.checkpoint import weights_hash
+from verl_steer.local.checkpoint import model_of, weights_hash
 from verl_steer.local.constrained import Constrained, Grammars, SchemaError
 from verl_steer.local.tokens import ConversationEncoder, Encoded, PromptError, batch
 from verl_steer.torchvision_ops import ensure_torchvision
@@ -160,17 +160,9 @@ class _Loaded:
 
     def __init__(self, folder: Path, device: str, dtype: str) -> None:
         ensure_torchvision()
-        from transformers import (
-            AutoConfig,
-            AutoModelForCausalLM,
-            AutoModelForImageTextToText,
-            AutoProcessor,
-            GenerationConfig,
-        )
+        from transformers import AutoProcessor, GenerationConfig
 
-        sees = type(AutoConfig.from_pretrained(folder)) in AutoModelForImageTextToText._model_mapping
-        auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        self.model = auto.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+        self.model = model_of(folder, dtype).to(device).eval()
         self.encoder = ConversationEncoder(AutoProcessor.from_pretrained(folder))
         tokenizer = self.encoder.tokenizer
         own = self.model.generation_config

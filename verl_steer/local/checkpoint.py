@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 from verl_steer.data.parts import file_hash
 
 _STEP = re.compile(r"global_step_(\d+)")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 # RL writes the first, SFT the second; a folder that was exported by hand is itself one.
+#: verl writes it beside the shards of a LoRA run.
+LORA = "lora_train_meta.json"
 _INSIDE = ("actor/huggingface", "huggingface", ".")
 
 
@@ -35,6 +38,11 @@ def find(path: Path) -> Path:
     for inside in _INSIDE:
         folder = path / inside
         if (folder / "config.json").is_file():
+            if (path / inside).name == "huggingface" and (folder.parent / LORA).is_file():
+                raise CheckpointError(
+                    f"{folder.parent} is of a LoRA run, whose huggingface folder holds no model that can be loaded: "
+                    f"python -m verl_steer.local.merge_lora {folder.parent} --out MODEL"
+                )
             if any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
                 return folder.resolve()
             raise CheckpointError(
@@ -54,3 +62,31 @@ def weights_hash(folder: Path) -> str:
     if len(files) == 1:
         return file_hash(files[0])[:12]
     return hashlib.sha256("".join(f"{path.name} {file_hash(path)}\n" for path in files).encode()).hexdigest()[:12]
+
+
+def model_of(folder: Path, dtype: str) -> Any:
+    """The model in a folder, on the CPU; every weight of it comes from there.
+
+    Args:
+        folder: As `checkpoint.find` gives it.
+        dtype: Name of a torch dtype.
+
+    Raises:
+        CheckpointError: The folder lacks weights of the model, which transformers would draw at random.
+    """
+    import torch
+
+    from verl_steer.torchvision_ops import ensure_torchvision
+
+    ensure_torchvision()
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    sees = type(AutoConfig.from_pretrained(folder)) in AutoModelForImageTextToText._model_mapping
+    auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    model, said = auto.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True)
+    if said["missing_keys"]:
+        raise CheckpointError(
+            f"{folder} lacks {len(said['missing_keys'])} weights of its {type(model).__name__} (the first: "
+            f"{min(said['missing_keys'])}): it is no model of this kind, or an adapter"
+        )
+    return model

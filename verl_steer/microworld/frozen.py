@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import threading
 import time
@@ -17,6 +16,7 @@ from verl_steer.dialogue import ImageRef
 from verl_steer.microworld import prepare
 from verl_steer.microworld.generate import decode, load, question_tokens
 from verl_steer.roles.tutor import Exchange
+from verl_steer.threads import in_thread
 
 
 class MicroworldStudent:
@@ -39,9 +39,7 @@ class MicroworldStudent:
         pictures = [*(image for exchange in history for image in exchange.images), *images]
         questions = [*(exchange.question for exchange in history), question]
         replies = [exchange.reply for exchange in history]
-        text = await asyncio.get_running_loop().run_in_executor(
-            None, self._reply, pictures, questions, replies, max_tokens
-        )
+        text = await in_thread(lambda: self._reply(pictures, questions, replies, max_tokens))
         return ChatResult(Outcome.OK, text, latency_s=time.perf_counter() - started)
 
     @torch.no_grad()

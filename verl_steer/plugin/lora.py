@@ -5,6 +5,10 @@ vLLM 0.28 wraps the language model's layers only, unless `enable_tower_connector
 of other layers are dropped without an error (model_manager.py:339). And under FSDP2 verl merges, before it sends
 merged weights, only adapters inside a wrapped layer (verl/utils/fsdp_utils.py:929): the projector lies in none.
 docs/upstream/lora_vllm.md has the figures.
+
+Two more ways lose all of it. Under FSDP1 verl collects the adapter by peft's names, which FSDP1's own wrappers have changed: it
+finds nothing, and vLLM takes nothing without an error (verl/utils/fsdp_utils.py:692; tests/plugin/test_lora_sync.py). And a trainer
+that sends its weights to machines of their own sends the base alone (verl/workers/engine_workers.py:764).
 """
 
 from __future__ import annotations
@@ -32,6 +36,8 @@ def adapter_reaches_rollout(config: DictConfig, student: Any) -> str:
     merged = bool(OmegaConf.select(config, "actor_rollout_ref.model.lora.merge", default=False))
     if rank == 0:
         return "no LoRA"
+    if not merged:
+        _travels(config)
     # verl hands `engine_kwargs.vllm` to vLLM's command line.
     tower = OmegaConf.select(
         config, "actor_rollout_ref.rollout.engine_kwargs.vllm.enable_tower_connector_lora", default=False
@@ -58,6 +64,22 @@ def adapter_reaches_rollout(config: DictConfig, student: Any) -> str:
             "+actor_rollout_ref.rollout.engine_kwargs.vllm.enable_tower_connector_lora=true"
         )
     return f"LoRA of rank {rank}, in the language model only"
+
+
+def _travels(config: DictConfig) -> None:
+    """An adapter that is sent as one arrives."""
+    strategy = str(config.actor_rollout_ref.actor.strategy)
+    if strategy == "fsdp":
+        raise Problem(
+            "actor_rollout_ref.actor.strategy=fsdp: verl finds no adapter to send under FSDP1, so replies would be sampled from the "
+            "student without it, for the whole run and without an error. Set fsdp2 in actor_rollout_ref.actor.strategy and "
+            "actor_rollout_ref.actor.fsdp_config.strategy (as steer_grpo_7b_lora does)"
+        )
+    if str(OmegaConf.select(config, "trainer.v1.trainer_mode")) == "separate_async":
+        raise Problem(
+            "trainer.v1.trainer_mode=separate_async: verl sends the base's weights to the rollout's machines and not the adapter. Set "
+            "actor_rollout_ref.model.lora.merge=true, or train on the rollout's own machines (trainer.v1.trainer_mode=sync)"
+        )
 
 
 def vision_layers(student: Geometry, target: Any, exclude: Any) -> list[str]:

@@ -20,6 +20,7 @@ from verl_steer.data.rows import row_to_script
 from verl_steer.dialogue import Script, UserTurn
 from verl_steer.plugin.tokens import Message, Question, tokenise, user_message
 from verl_steer.roles.fence import neutralise
+from verl_steer.threads import in_thread
 
 T = TypeVar("T")
 
@@ -110,6 +111,6 @@ async def _load_images(loop: AgentLoopBase, turn: UserTurn) -> list[Any]:
     def decode() -> list[dict[str, Any]]:
         return [{"type": "image", "image": Image.open(io.BytesIO(ref.data)).convert("RGB")} for ref in turn.images]
 
-    content = await asyncio.get_running_loop().run_in_executor(None, decode)
+    content = await in_thread(decode)
     loaded = await loop.process_multi_modal_info([{"role": "user", "content": content}])
     return list(loaded["images"])

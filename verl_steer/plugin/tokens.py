@@ -8,13 +8,14 @@ changes any state.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase
 from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
+
+from verl_steer.threads import in_thread
 
 Message = dict[str, Any]
 
@@ -122,7 +123,7 @@ async def tokenise(loop: AgentLoopBase, messages: list[Message]) -> list[Questio
     def one(message: Message) -> Question:
         return Question(message, list(builder.tokenize_context_incremental_messages([], [message])), shared)
 
-    return await asyncio.get_running_loop().run_in_executor(None, lambda: [one(message) for message in messages])
+    return await in_thread(lambda: [one(message) for message in messages])
 
 
 def history_free(builder: ContinuousTokenBuilder) -> bool:

@@ -27,6 +27,7 @@ from verl_steer.config import ConfigError
 from verl_steer.plugin import managed, outage
 from verl_steer.plugin.opening import Once
 from verl_steer.plugin.settings import number_worker, settings_for, steer_config
+from verl_steer.threads import in_thread
 
 LOOP_ONLY = (
     "steer",
@@ -132,27 +133,24 @@ class SteerAgentLoopWorker(_PlainWorker):
 
     async def _prepare(self, output: Any, once: Once) -> Tensors:
         """Computes a rollout's tensors with verl's own two methods, in a thread."""
-        loop = asyncio.get_running_loop()
         input_ids = torch.tensor([*output.prompt_ids, *output.response_ids], dtype=torch.int64)
+        plain = super()
 
-        async def compute() -> tuple[Any, dict[str, Any]]:
-            method = super(SteerAgentLoopWorker, self)._compute_multi_modal_inputs
-            return output, await loop.run_in_executor(None, method, output, input_ids)
+        async def pictures() -> dict[str, Any]:
+            # Without the replies: a placeholder that this student spelled out would be read for all siblings.
+            given = (token for token, said in zip(output.response_ids, output.response_mask, strict=True) if not said)
+            asked = torch.tensor([*output.prompt_ids, *given], dtype=torch.int64)
+            return await in_thread(lambda: plain._compute_multi_modal_inputs(output, asked))
 
         shown = len((output.multi_modal_data or {}).get("images") or ())
-        owner, inputs = await once.get(f"pictures {shown}", compute)
-        if owner is not output and not self._shareable(inputs):
-            _, inputs = await compute()
-
-        def positions() -> Tensors:
-            own = dict(inputs)  # verl's method takes `mm_token_type_ids` out
-            found = super(SteerAgentLoopWorker, self)._compute_position_ids(
-                input_ids.unsqueeze(0), torch.ones_like(input_ids).unsqueeze(0), own
-            )
-            return Tensors(own, found)
-
+        inputs = await once.get(f"pictures {shown}", pictures)
         async with self._heavy:
-            return await loop.run_in_executor(None, positions)
+            if not self._shareable(inputs):
+                inputs = await in_thread(lambda: plain._compute_multi_modal_inputs(output, input_ids))
+            own = dict(inputs)  # verl's method takes `mm_token_type_ids` out
+            rows = input_ids.unsqueeze(0)
+            positions = await in_thread(lambda: plain._compute_position_ids(rows, torch.ones_like(rows), own))
+        return Tensors(own, positions)
 
     def _shareable(self, inputs: dict[str, Any]) -> bool:
         """Whether a processor's tensors say nothing of the text. verl itself makes `mm_token_type_ids` anew
