@@ -14,7 +14,7 @@ from tiny_model import build_tiny_vlm
 
 from verl_steer.data.rows import script_to_row, write_rows
 from verl_steer.dialogue import ImageRef, Kind, Script, UserTurn
-from verl_steer.plugin import checks, fingerprint
+from verl_steer.plugin import checks, fingerprint, paths
 from verl_steer.plugin.preflight import Preflight, run_preflight
 from verl_steer.records import RecordWriter
 
@@ -193,6 +193,37 @@ def test_bad_rows_may_be_left_out_if_asked(run, capsys):
 def test_a_folder_without_write_permission_is_named(run, tmp_path, monkeypatch):
     monkeypatch.setattr(checks.os, "access", lambda *_: False)
     assert "no permission to write" in problem(run())
+
+
+@pytest.mark.parametrize("key", ["trainer.default_local_dir", "actor_rollout_ref.model.path", "data.val_files"])
+def test_a_path_that_verl_would_not_expand_is_named(run, key):
+    assert f"{key}=~/x: verl does not expand ~; give /" in problem(run(f"{key}='~/x'"))
+
+
+@pytest.mark.parametrize(
+    ("override", "address", "says"),
+    [
+        ("trainer.nnodes=2", "", "trainer.nnodes=2 needs a Ray cluster"),
+        ("+ray_kwargs.ray_init.address=ray://head:10001", "", "the run joins the Ray cluster at ray://head:10001"),
+        ("trainer.nnodes=1", "10.0.0.1:6379", "the run joins the Ray cluster at 10.0.0.1:6379"),
+    ],
+)
+def test_a_relative_path_is_refused_where_workers_run_elsewhere(run, override, address, says, tmp_path, monkeypatch):
+    """Relative or not, a name of the hub stays one."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.chdir(tmp_path)
+    hub = (override, "actor_rollout_ref.model.path=Qwen/Qwen2.5-VL-7B-Instruct")
+    assert paths.mean_the_same(run(*hub)) == says
+    with pytest.raises(checks.Problem, match=rf"trainer\.default_local_dir=out: .*Give {tmp_path}/out"):
+        paths.mean_the_same(run(*hub, "trainer.default_local_dir=out"))
+    (tmp_path / "student").mkdir()
+    with pytest.raises(checks.Problem, match=r"model\.path=student: .*a relative path would name another place"):
+        paths.mean_the_same(run(override, "actor_rollout_ref.model.path=student"))
+
+
+def test_where_this_command_starts_all_processes_a_path_may_be_relative(run, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert paths.mean_the_same(run("trainer.default_local_dir=out")) == "all from this folder"
 
 
 def test_a_tutor_that_is_down_is_named(run):

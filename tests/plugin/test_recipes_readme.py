@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from verl_steer.cli import _parser
-from verl_steer.plugin import arithmetic, memory
+from verl_steer.plugin import arithmetic, memory, paths
 from verl_steer.plugin.geometry import measure
 
 REPOSITORY = Path(__file__).parents[2]
@@ -54,14 +54,29 @@ def test_a_verl_steer_command_parses(command):
     assert callable(arguments.run)
 
 
-@pytest.mark.parametrize("command", [*_of("python"), *_of("verl-steer", "doctor")], ids=" ".join)
+def test_the_merging_commands_parse(monkeypatch):
+    """verl's own, by its parser; ours, as far as the step that is not there."""
+    from verl.model_merger.base_model_merger import parse_args
+
+    from verl_steer.local.merge_lora import main
+
+    [verls] = _of("python", "-m", "verl.model_merger")
+    monkeypatch.setattr("sys.argv", ["merge", *verls[3:]])
+    assert parse_args().backend == "fsdp"
+    [ours] = _of("python", "-m", "verl_steer.local.merge_lora")
+    assert main(ours[3:]) == 2
+
+
+@pytest.mark.parametrize(
+    "command", [*_of("python", "-m", "verl.trainer.main_ppo"), *_of("verl-steer", "doctor")], ids=" ".join
+)
 def test_a_training_command_composes_and_its_batches_divide(command):
     overrides = command[3:] if command[0] == "python" else command[2:]
-    assert command[:3] == ["python", "-m", "verl.trainer.main_ppo"] or command[:2] == ["verl-steer", "doctor"]
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose("ppo_trainer", overrides=overrides)
     OmegaConf.to_container(config, resolve=True)
     arithmetic.batches_divide(config)
+    paths.mean_the_same(config)
     assert config.steer.tutor.base_urls == ["http://tutor:8000/v1"]
 
 

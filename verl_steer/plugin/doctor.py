@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_steer.plugin import algorithm, arithmetic, checks, geometry, gpus, lora, memory
+from verl_steer.plugin import algorithm, arithmetic, checks, geometry, gpus, lora, memory, paths
 from verl_steer.plugin.demand import demand
 from verl_steer.plugin.findings import Finding, compose_recipe, gpus_seen, is_sft, run, student
 from verl_steer.plugin.preflight import managed_tutor
@@ -72,6 +72,7 @@ def _stage_three(config: DictConfig, findings: list[Finding]) -> None:
     run(findings, "GPUs", lambda: _gpus(config))
     run(findings, "algorithm", lambda: (algorithm.usable(config), {}))
     batches = run(findings, "batches", lambda: (arithmetic.batches_divide(config), {}))
+    run(findings, "paths", lambda: (paths.mean_the_same(config), {}))
     run(findings, "output folders", lambda: (checks.output_writable(config), {}))
     steer = run(findings, "steer node", lambda: ("valid", {"value": checks.steer_node(config)}))
     _world(config, findings)

@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from verl_steer.config import TutorConfig
-from verl_steer.plugin import algorithm, arithmetic, checks, fingerprint, geometry, gpus, lora, managed
+from verl_steer.plugin import algorithm, arithmetic, checks, fingerprint, geometry, gpus, lora, managed, paths
 from verl_steer.plugin.resolvers import uses_embedded_student, world_place
 from verl_steer.plugin.sample import sample_image
 from verl_steer.plugin.version import UnsupportedVersionError
@@ -40,6 +40,7 @@ def run_preflight(config: DictConfig) -> None:
     checks.plugin_loaded(config)
     algorithm.usable(config)
     steer = checks.steer_node(config)
+    paths.mean_the_same(config)
     checks.output_writable(config)
     checks.lengths_agree(config)
     batches = arithmetic.batches_divide(config)
