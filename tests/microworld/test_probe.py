@@ -58,7 +58,9 @@ def test_a_missing_part_costs_what_the_documents_say():
     )
     probes = [accuracy(probe.scripts(seed), forgetful) / 100 for seed in range(5)]
     readme = " ".join((root / "README.md").read_text().split())
-    assert f"(an expert without memory: {min(probes):.2f} to {max(probes):.2f})" in readme
+    assert (
+        f'(an expert without memory, told what "the other one" means: {min(probes):.2f} to {max(probes):.2f})' in readme
+    )
 
 
 def test_a_synonym_the_tutor_overlooks_shows_as_a_gap():

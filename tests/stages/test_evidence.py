@@ -146,7 +146,7 @@ def test_what_an_arm_gains_stands_by_rule(tmp_path):
     found.append(result(10, "sft", by_rule={"R2": {"harmful": 0.3, "benign": 0.9, "twin_accuracy": 0.35}}))
     text = written(tmp_path, *found)
     harmful, benign, twins = text.split("## By rule")[1].split("## Survival")[0].split("| arm | seeds | R2 |")[1:]
-    assert "R2: accumulation. Who has no memory can" in text
+    assert "R2: accumulation. An expert without memory" in text
     # A rate ends at 0 and 100, its interval too.
     assert "| full | 2 | 60.0 [0.0, 100.0] |" in harmful and "| yoked | 2 | 40.0 [40.0, 40.0] |" in harmful
     assert "| yoked | +20.0 [-107.1, 147.1] | +10.0 [one seed] |" in harmful

@@ -66,7 +66,7 @@ def expert(state: State, request: Request) -> str:
 
 
 def forgetful(state: State, request: Request) -> str:
-    """The expert that begins anew in every turn: what can be right without the history."""
+    """The expert that begins anew in every turn, told what is asked: what can be right without the history."""
     return expert(State(state.scene), request)
 
 

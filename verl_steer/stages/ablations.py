@@ -123,8 +123,9 @@ def by_rule(runs: Runs) -> str:
     if not rules:
         return "By rule: unknown, these results are older."
     parts = [
-        f"{', '.join(f'{rule}: {names.get(rule, rule)}' for rule in rules)}. Who has no memory can be right on R1 and "
-        "R4 alone (R4 says what its object is not; no training has dialogues of it), who sees no ring or eye on R3 alone; R2 needs both. Means over seeds with 95 % t intervals, exploratory. Levels are over an arm's own seeds, "
+        f"{', '.join(f'{rule}: {names.get(rule, rule)}' for rule in rules)}. An expert without memory is right on R1 alone, "
+        'and on R4 if it is told what "the other one" means (no training has dialogues of R4); one that sees no ring or eye on R3 alone; R2 needs both. Means '
+        "over seeds with 95 % t intervals, exploratory. Levels are over an arm's own seeds, "
         "differences over the seeds that both have; an arm's start is the student that its training began with (base or Stage II)."
     ]
     for key, label in _BY_RULE.items():
