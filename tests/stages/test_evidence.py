@@ -7,9 +7,10 @@ import pytest
 from stages_results import result
 
 from verl_steer.stages import result as results
-from verl_steer.stages.contrasts import Runs, mean_interval
+from verl_steer.stages.contrasts import Contrast, Runs, mean_interval
 from verl_steer.stages.evidence import page, write_evidence
 from verl_steer.stages.plan import ADDED_ARMS, ARMS, CONFIRMATORY_SEEDS, FIRST_ROUND_SEEDS
+from verl_steer.stages.tables import difference
 
 ROOT = Path(__file__).parents[2]
 
@@ -255,7 +256,31 @@ def test_the_readme_quotes_the_page():
         f"{benign['sft']} and {benign['full']} %, while some safe question was refused or answered amiss in "
         f"{amiss['base']}, {amiss['sft']} and {amiss['full']} % of them."
     ) in readme
+    lost = 100 * runs.contrast(Contrast("no_bootstrap", "full", "joint")).value
+    assert f"starting Stage III without Stage II costs {lost:.0f} points" in readme
     assert f"did at least as much here ({harmful['sft_twice']} %, benign {benign['sft_twice']} %)" in readme
+
+
+def test_the_reasons_for_what_came_out_quote_the_page():
+    runs = Runs(results.read_all(ROOT / "evidence" / "runs"), CONFIRMATORY_SEEDS)
+
+    def ahead(one: str, other: str, rule: str = "") -> str:
+        read = (lambda r: r.by_rule[rule]["harmful"]) if rule else (lambda r: r.by_kind["harmful"]["joint"])
+        a, b = (runs.by_arm[arm] for arm in (one, other))
+        return difference(mean_interval({seed: read(a[seed]) - read(b[seed]) for seed in a if seed in b}), "joint")
+
+    text = " ".join((ROOT / "docs" / "microworld_limits.md").read_text().split())
+    elsewhere = [r.met.elsewhere for r in runs.by_arm["full"].values()]
+    for said in (
+        f"**Bootstrapping: {ahead('full', 'no_bootstrap').replace(' [', ' points [')}.**",
+        f"**Single-turn data: {ahead('full', 'single_turn')} in sum",
+        f"beyond its start ({ahead('single_turn', 'sft', 'R2')}, `full` {ahead('full', 'sft', 'R2')}; `full` is "
+        f"{ahead('full', 'single_turn', 'R2')} ahead)",
+        f"ahead of `full` ({ahead('single_turn', 'full', 'R1')})",
+        f"**TCSR against a plain mean: {ahead('full', 'plain_mean')}.**",
+        f"**Yoked questions: {ahead('full', 'yoked')}.** {100 - 100 * sum(elsewhere) / len(elsewhere):.0f} % of the questions",
+    ):
+        assert said in text, said
 
 
 def test_a_stopped_round_is_called_so(tmp_path):
