@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("verl")
 import torch
+import yaml
 from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 from test_hf_rollout import BLUE, RED, Student
 from tiny_model import build_tiny_vlm
 
@@ -24,9 +27,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_vlm(tmp_path_factory.mktemp("student"))
 
 
-def _run(*overrides: str):
+@cache
+def _composed():
     with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", overrides=["+recipe=steer_grpo_7b_lora", *overrides])
+        return compose("ppo_trainer", overrides=["+recipe=steer_grpo_7b_lora"])
+
+
+def _run(*overrides: str):
+    config = _composed().copy()
+    for override in overrides:
+        key, value = override.removeprefix("+").split("=")
+        OmegaConf.update(config, key, yaml.safe_load(value), force_add=override.startswith("+"))
+    return config
 
 
 def test_an_adapter_that_vllm_would_drop_in_part_is_refused_before_ray(folder: Path) -> None:
