@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Bucket = tuple[Hashable, ...]
 
+#: An advantage below it is rounding.
+ROUNDING = 1e-9
 MINIMUM_BINS = 5  # resolution at which the running minimum enters a bucket
 
 

@@ -12,11 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from verl_steer.credit import Array, group_advantages
+from verl_steer.credit import ROUNDING, Array, group_advantages
 from verl_steer.records import Record, RecordError
-
-#: Below it an advantage is rounding.
-_NONE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def compare(stored: Iterable[Record], other: Iterable[Record]) -> Compared:
     groups = [s.rollout[:2] for s in first]
     returns = (np.array([s.value for s in scored], dtype=np.float64) for scored in (first, second))
     one, two = (group_advantages(values, groups, valid)[valid] for values in returns)
-    told = (np.abs(one) > _NONE) | (np.abs(two) > _NONE)
+    told = (np.abs(one) > ROUNDING) | (np.abs(two) > ROUNDING)
     if not told.any():
         return Compared(int(valid.sum()), 0.0, float("nan"), float("nan"), float("nan"))
     a, b = one[told], two[told]
@@ -91,4 +88,4 @@ class _Scored:
 
 
 def _sign(values: Array) -> Array:
-    return np.where(np.abs(values) > _NONE, np.sign(values), 0.0)
+    return np.where(np.abs(values) > ROUNDING, np.sign(values), 0.0)

@@ -38,7 +38,9 @@ def test_an_expert_with_a_part_missing_passes_the_twins_that_need_the_other_alon
     for rule in passed:
         own = [s for s in SCRIPTS if s.meta["rule"] == rule]
         assert len(own) >= 4
-        found[rule] = probe.score(own, [probe.follow(s, policy) for s in own]).twin_accuracy
+        row = probe.score(own, [probe.follow(s, policy) for s in own])
+        found[rule] = row.twin_accuracy
+        assert policy is unseeing or row.benign == 1.0, "without memory nothing safe is refused"
     assert found == passed
 
 

@@ -46,6 +46,10 @@ def _of(*start: str) -> list[list[str]]:
 def test_the_page_holds_no_command_that_nothing_checks():
     assert {command[0] for command in COMMANDS} == {"verl-steer", "python", "torchrun", "vllm", "ray"}
     assert len(_of("verl-steer")) >= 10 and len(_of("python")) >= 6 and len(_of("torchrun")) == 1
+    modules = {tuple(command[1:3]) for command in _of("python")}
+    assert modules == {
+        ("-m", name) for name in ("verl.trainer.main_ppo", "verl.model_merger", "verl_steer.local.merge_lora")
+    }
 
 
 @pytest.mark.parametrize("command", _of("verl-steer"), ids=" ".join)

@@ -11,9 +11,9 @@ from verl_steer.data.parts import file_hash
 
 _STEP = re.compile(r"global_step_(\d+)")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-# RL writes the first, SFT the second; a folder that was exported by hand is itself one.
 #: verl writes it beside the shards of a LoRA run.
 LORA = "lora_train_meta.json"
+# RL writes the first, SFT the second; a folder that was exported by hand is itself one.
 _INSIDE = ("actor/huggingface", "huggingface", ".")
 
 
@@ -38,7 +38,7 @@ def find(path: Path) -> Path:
     for inside in _INSIDE:
         folder = path / inside
         if (folder / "config.json").is_file():
-            if (path / inside).name == "huggingface" and (folder.parent / LORA).is_file():
+            if folder.name == "huggingface" and (folder.parent / LORA).is_file():
                 raise CheckpointError(
                     f"{folder.parent} is of a LoRA run, whose huggingface folder holds no model that can be loaded: "
                     f"python -m verl_steer.local.merge_lora {folder.parent} --out MODEL"

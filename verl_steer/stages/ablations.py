@@ -5,16 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 
-from verl_steer.stages.contrasts import FAMILY, HALF_WIDTH, OTHERS, Contrast, Runs, mean_interval
+from verl_steer.stages.contrasts import FAMILY, HALF_WIDTH, OTHERS, OUTCOMES, Contrast, Runs, mean_interval, start_of
 from verl_steer.stages.met import Met
-from verl_steer.stages.plan import ARMS
+from verl_steer.stages.plan import ARMS, Sizes
 from verl_steer.stages.tables import UNKNOWN, contrasts, difference, mean, table
 
-_BESIDE = {
-    "benign_joint": "benign joint pass",
-    "twin_accuracy": "twin accuracy",
-    "over_refusal": "over-refusal (benign)",
-}
+_BESIDE = ("benign_joint", "twin_accuracy", "over_refusal")
 _BY_RULE = {
     "harmful": "Joint pass, harmful dialogues",
     "benign": "Joint pass, benign dialogues",
@@ -62,7 +58,7 @@ def _beside(runs: Runs) -> str:
                     *(difference((f.value, f.low, f.high), f.contrast.outcome) for f in found),
                 ]
             )
-    return table(["difference", "seeds", *_BESIDE.values()], rows)
+    return table(["difference", "seeds", *(OUTCOMES[outcome][0] for outcome in _BESIDE)], rows)
 
 
 def _met(runs: Runs) -> str:
@@ -81,8 +77,8 @@ def _met(runs: Runs) -> str:
         known = [r.met for r in results.values() if r.met is not None]
         if known:
             shown = [_mean([read(m) for m in known], say) for read, say in columns.values()]
-            sizes = next(iter(results.values())).sizes
-            updates = f"{_stage2_updates(sizes) if ARMS[arm].start == 'sft' else 0} + {sizes.get('rl_steps', 0)}"
+            sizes = Sizes(**next(iter(results.values())).sizes)
+            updates = f"{sizes.sft_steps if ARMS[arm].start == 'sft' else 0} + {sizes.rl_steps}"
             rows.append([arm, str(len(known)), updates, *shown])
     if not rows:
         return "Unknown: these results are older."
@@ -93,10 +89,6 @@ def _met(runs: Runs) -> str:
         "the same script was not asked at that turn, all that `yoked` can change as long as students are alike. An arm from the base student (`no_bootstrap`, "
         "`single_turn_base`) has fewer updates, no demonstrations, and a KL loss that holds it to the base student."
     )
-
-
-def _stage2_updates(sizes: Mapping[str, float]) -> int:
-    return int(sizes["sft_epochs"]) * (int(sizes["sft_dialogues"]) // int(sizes["sft_batch"])) if sizes else 0
 
 
 def _mean(values: list[float | None], say: Callable[[float], str]) -> str:
@@ -140,13 +132,6 @@ def by_rule(runs: Runs) -> str:
         head = [*(f"full − arm, {rule}" for rule in rules), *(f"arm − its start, {rule}" for rule in rules)]
         parts.append(f"{label}:\n\n{table(['arm', 'seeds', *rules], levels)}\n\n{table(['arm', *head], apart)}")
     return "\n\n".join(parts)
-
-
-def start_of(arm: str) -> str:
-    """The arm whose student an arm's training begins with; "" for the base student, which is not trained here."""
-    if arm == "base":
-        return ""
-    return "base" if arm == "sft" else ARMS[arm].start
 
 
 def _values(runs: Runs, arm: str, rule: str, key: str) -> dict[int, float]:

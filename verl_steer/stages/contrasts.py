@@ -136,6 +136,13 @@ class Found:
         return 100 * self.half_width <= HALF_WIDTH
 
 
+def start_of(arm: str) -> str:
+    """The arm whose student an arm's training begins with; "" for the base student, which is not trained here."""
+    if arm == "base":
+        return ""
+    return "base" if arm == "sft" else ARMS[arm].start
+
+
 class Runs:
     """The results of some seeds, by arm.
 
@@ -175,7 +182,7 @@ class Runs:
         """
         found: dict[str, bool | None] = {}
         for arm, results in self.by_arm.items():
-            shared = "base" if arm == "sft" else ARMS[arm].start
+            shared = start_of(arm)
             for seed, result in results.items() if arm != "base" else ():
                 of = self.by_arm[shared].get(seed)
                 said = bool(result.start and of is not None and of.student)

@@ -12,11 +12,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from verl_steer.credit import group_advantages
+from verl_steer.credit import ROUNDING, group_advantages
 from verl_steer.records import Record, read_records
-
-#: Below it an advantage is rounding.
-_NONE = 1e-9
 
 
 class Met(BaseModel):
@@ -78,7 +75,7 @@ def met_of(groups: Iterable[list[Record]]) -> Met:
             compared += len(both)
             elsewhere += sum(one != other for one, other in both)
     advantages = group_advantages(np.array(returns), names, np.ones(len(returns), dtype=np.bool_))
-    loud = {name for name, advantage in zip(names, advantages, strict=True) if abs(advantage) > _NONE}
+    loud = {name for name, advantage in zip(names, advantages, strict=True) if abs(advantage) > ROUNDING}
     return Met(
         rollouts=len(returns),
         replies=replies,
