@@ -20,13 +20,25 @@ Bucket = tuple[Hashable, ...]
 
 #: An advantage below it is rounding.
 ROUNDING = 1e-9
+#: Returns are sums of float32 values that lie on different tokens: equal ones come out so far apart, relatively.
+TIE = 1e-5
 MINIMUM_BINS = 5  # resolution at which the running minimum enters a bucket
+
+
+def tied(returns: Sequence[float] | Array) -> bool:
+    """Whether a group's returns teach nothing: fewer than two, or equal but for rounding."""
+    if len(returns) < 2:
+        return True
+    low, high = float(min(returns)), float(max(returns))
+    return high - low <= TIE * max(1.0, abs(low), abs(high))
 
 
 def group_advantages(
     returns: Array, groups: Sequence[Hashable], valid: NDArray[np.bool_], std: bool = False, eps: float = 1e-6
 ) -> Array:
     """A_i = R_i - mean of the group's valid returns; invalid rollouts and lone ones get 0.
+
+    With `std`, so do the rollouts of a tied group: rounding divided by rounding would be an advantage of ordinary size.
 
     Args:
         returns: (n,) returns R_i; entries of invalid rollouts are ignored.
@@ -44,7 +56,7 @@ def group_advantages(
         if valid[i]:
             members[group].append(i)
     for rows in members.values():
-        if len(rows) < 2:
+        if len(rows) < 2 or (std and tied(returns[rows])):
             continue  # nothing to compare with
         centred = returns[rows] - returns[rows].mean()
         advantages[rows] = centred / (returns[rows].std(ddof=1) + eps) if std else centred

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from verl_steer.credit import tied
 from verl_steer.dialogue import Kind
 from verl_steer.records import Record
 from verl_steer.scores import BREACH_SAFETY
@@ -107,4 +108,4 @@ def _without_signal(records: Sequence[Record]) -> list[bool]:
     for record in records:
         if record.get("return") is not None:
             returns[record["uid"]].append(record["return"])
-    return [len(returns[uid]) < 2 or max(returns[uid]) - min(returns[uid]) < 1e-9 for uid, n in sizes.items() if n > 1]
+    return [tied(returns[uid]) for uid, n in sizes.items() if n > 1]

@@ -135,3 +135,25 @@ def test_a_secret_in_place_of_a_variables_name_is_refused_and_not_repeated(key):
     with pytest.raises(ConfigError) as raised:
         SteerConfig.from_mapping(node)
     assert KEY not in str(raised.value) and last in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["EMPTY", "x", "token", "none"])
+async def test_a_placeholder_for_a_key_may_be_a_word_of_the_reply(monkeypatch, key):
+    monkeypatch.setenv("TUTOR_KEY", key)
+    said = f"the word {key}, and x in {key}s"
+    with serve(lambda body: Completion(said)) as server:
+        client = ChatClient("tutor", [server.base_url], max_concurrency=1, api_key_env="TUTOR_KEY")
+        found = await client.complete([{"role": "user", "content": "?"}], key="k", deadline_s=5.0, max_tokens=9)
+        await client.aclose()
+    assert found.text == said and found.completion_tokens > 0
+
+
+@pytest.mark.parametrize("key", ["EMPTY", KEY])
+async def test_an_error_never_quotes_a_key_whatever_its_length(monkeypatch, key):
+    monkeypatch.setenv("TUTOR_KEY", key)
+    for answer in (error(400, f"no such key: {key}"), Wire(f"<html>{key}</html>".encode())):
+        with serve(lambda body, answer=answer: answer) as server:
+            client = ChatClient("tutor", [server.base_url], max_concurrency=1, attempts=1, api_key_env="TUTOR_KEY")
+            found = await client.complete([{"role": "user", "content": "?"}], key="k", deadline_s=5.0, max_tokens=9)
+            await client.aclose()
+        assert "***" in found.detail and key not in found.detail

@@ -100,3 +100,32 @@ def test_steer_remax_without_a_twin_says_what_it_needs():
     group_facts.replace({}, {"a": 0.25})
     with pytest.raises(RuntimeError, match="group b has no greedy twin; it needs agent loop 'steer'"):
         steer_remax(REWARDS, MASK, UIDS, CONFIG)
+
+
+def _spread_over_tokens(values, rows, chance):
+    """Rollouts whose turn rewards are the same numbers in another order on other tokens; lengths in thousands."""
+    rewards, mask = torch.zeros(rows, 4096), torch.zeros(rows, 4096, dtype=torch.long)
+    for row in range(rows):
+        ends = np.sort(chance.choice(4096, len(values), replace=False))
+        rewards[row, ends] = torch.tensor(chance.permutation(values), dtype=torch.float32)
+        mask[row, : ends[-1] + 1] = 1
+    return rewards, mask
+
+
+@pytest.mark.parametrize("name", [*sorted(GROUP_RELATIVE), "steer_grpo"])
+def test_equal_returns_on_other_tokens_are_no_advantage_with_std(name):
+    """Their float32 sums differ in the last bits, and the std of those is a millionth, too."""
+    chance, uids = np.random.default_rng(0), np.array([f"g{n // 5}" for n in range(100)], dtype=object)
+    parts = [_spread_over_tokens(chance.random(8), 5, chance) for _ in range(20)]
+    rewards, mask = torch.cat([r for r, _ in parts]), torch.cat([m for _, m in parts])
+    assert len({float(r.sum()) for r in rewards[:5]}) > 1, "nothing to be levelled"
+    if name == "steer_grpo":
+        advantages, _ = steer_grpo(rewards, mask, uids, OmegaConf.create({"steer": {"std": True}}))
+    else:
+        advantages, _ = masked(core_algos.get_adv_estimator_fn(name), True)(rewards, mask, uids, CONFIG)
+    assert advantages.abs().max() < 1e-5, "opo weighs by length: rounding, by no std"
+
+
+def test_a_real_difference_is_not_levelled():
+    advantages, _ = masked(core_algos.get_adv_estimator_fn("grpo"), True)(REWARDS + 5, MASK, UIDS, CONFIG)
+    assert advantages[0, 0] == pytest.approx(0.7071, abs=1e-4) and advantages[1, 0] == -advantages[0, 0]

@@ -24,6 +24,8 @@ RETRYABLE_STATUS = frozenset({408, 409, 425, 429})  # and all 5xx
 # Key, credit, model: whoever asks is told the same. Every other 4xx speaks of the request and is final.
 LOCKED_OUT_STATUS = frozenset({401, 402, 404})
 _EXCERPT_CHARS = 300
+# What servers without keys are given (EMPTY, none, token-abc123) is shorter than any key, and may be a word of the reply.
+_KEY_CHARS = 16
 # How servers word that they do not know, or cannot compile, a request for structured output.
 _STRUCTURE_WORDS = ("response_format", "json_schema", "structured_output", "guided_json", "guided decoding", "grammar")
 _FILTER_WORDS = ("content_filter", "content_policy", "content_management_policy", "responsibleaipolicyviolation")
@@ -86,7 +88,8 @@ async def post(
         headers: Of the request.
         body: The JSON request.
         max_bytes: A longer reply is not read to its end: it is a fault.
-        secret: The API key, "" if there is none; taken out of whatever comes back.
+        secret: The API key, "" if there is none; taken out of whatever comes back, but for a completion if it is a
+            placeholder.
     """
     try:
         async with http.stream("POST", url, headers=headers, content=body) as response:
@@ -99,11 +102,14 @@ async def post(
         return Fault(f"no connection to {url}: {_say(error)}", retry=True, unreachable=True)
     except httpx.HTTPError as error:
         return Fault(f"the connection to {url} broke: {_say(error)}", retry=True)
-    if secret:  # before anything reads it: servers do quote a key, and a cut could leave half of one
-        data = data.replace(secret.encode(), b"***")
-    if response.status_code == 200:
-        return read_completion(bytes(data), url)
-    return _status_fault(response, bytes(data), url)
+    # Before anything reads it: servers do quote a key, and a cut could leave half of one.
+    struck = bytes(data.replace(secret.encode(), b"***")) if secret else bytes(data)
+    if response.status_code != 200:
+        return _status_fault(response, struck, url)
+    if len(secret) >= _KEY_CHARS:
+        return read_completion(struck, url)
+    found = read_completion(bytes(data), url)
+    return found if isinstance(found, Reply) else read_completion(struck, url)
 
 
 def read_completion(data: bytes, url: str) -> Reply | Fault:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from verl_steer.credit import TurnBaseline, group_advantages, turn_advantages
+from verl_steer.credit import TurnBaseline, group_advantages, tied, turn_advantages
 from verl_steer.plugin.estimators import GROUP_RELATIVE, MASKABLE, REMAX
 from verl_steer.plugin.turns import turn_ends
 
@@ -179,7 +179,8 @@ def masked(base: Estimator, group_relative: bool) -> Estimator:
 
     Drops rows with an empty mask, calls `base` on the rest, scatters the result back. With
     `group_relative`, a group that kept a single row is dropped too: verl's estimators would return its
-    raw score as advantage, or raise, where there is nothing to compare with.
+    raw score as advantage, or raise, where there is nothing to compare with. And tied returns are made equal to
+    the bit: verl's expect one reward on one token, and divide by the group's std.
 
     A verl with patches/empty-rows-in-baselines.patch drops the empty rows before it calls any estimator, by
     whatever name; then nothing is left to drop here but the single rows.
@@ -206,12 +207,15 @@ def masked(base: Estimator, group_relative: bool) -> Estimator:
         tensors = {
             k: v[keep] if isinstance(v, torch.Tensor) and v.shape[:1] == index.shape else v for k, v in kwargs.items()
         }
+        rewards, mask = token_level_rewards[keep], response_mask[keep]
+        if group_relative:
+            rewards = _levelled(rewards, mask, kept_index)
         if "norm_adv_by_std_in_grpo" in inspect.signature(base).parameters:
             # verl hands this switch to its built-in grpo only.
             tensors["norm_adv_by_std_in_grpo"] = bool(config.get("norm_adv_by_std_in_grpo", True)) if config else True
         part, part_returns = base(
-            token_level_rewards=token_level_rewards[keep],
-            response_mask=response_mask[keep],
+            token_level_rewards=rewards,
+            response_mask=mask,
             index=kept_index,
             config=config,
             **tensors,
@@ -220,6 +224,18 @@ def masked(base: Estimator, group_relative: bool) -> Estimator:
         return advantages, returns
 
     return estimator
+
+
+def _levelled(rewards: torch.Tensor, mask: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+    """Rewards whose row sums are equal wherever a group's returns are tied; estimators of groups read the sums alone."""
+    sums, names, rewards = rewards.sum(-1), np.asarray(index).astype(str), rewards.clone()
+    for name in np.unique(names):
+        rows = torch.as_tensor(np.flatnonzero(names == name))
+        if tied(sums[rows].tolist()):
+            rewards[rows] = 0.0
+            # With few bits, so that the mean of equal values is that value.
+            rewards[rows, mask[rows].argmax(-1)] = torch.round(sums[rows].mean() * 1024) / 1024
+    return rewards
 
 
 def register_all(register: Callable[[str], Callable[[Estimator], Estimator]], get: Callable[[str], Estimator]) -> None:

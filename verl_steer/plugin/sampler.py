@@ -16,6 +16,7 @@ import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.v1.replay_buffer import FILTER_GROUPS_REWARD_METRIC, ReplayBuffer, ReplayBufferAsync
 
+from verl_steer.credit import tied
 from verl_steer.plugin import outage
 from verl_steer.plugin.advantage import group_facts
 from verl_steer.records import RecordWriter, build_record
@@ -132,8 +133,7 @@ def without_signal(keys: Sequence[str], scores: Sequence[Mapping[str, Any] | Non
         if score is None:
             unknown.add(uid)
         returns[uid] += [score["return"]] if score and score["return"] is not None else []
-    # One valid rollout is one value, too.
-    flat = {uid: values for uid, values in returns.items() if uid not in unknown and len(set(values)) < 2}
+    flat = {uid: values for uid, values in returns.items() if uid not in unknown and tied(values)}
     return {uid: values[0] if values else 0.0 for uid, values in flat.items()}
 
 

@@ -29,7 +29,7 @@ class RoleConfig:
         concurrency: Requests of this role under way at once.
         temperature: Of the sampling.
         max_tokens: Of a reply.
-        timeout_s: Seconds for one call, retries included.
+        timeout_s: Seconds for one call, retries included; one attempt has half of them.
         outage_s: Seconds to wait while none of its servers serves.
         structured_output: As `steer.tutor.structured_output`.
     """
