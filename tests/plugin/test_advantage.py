@@ -41,6 +41,14 @@ def test_steer_turn_gives_each_turn_its_own_return_to_go():
     assert not advantages[2].any() and torch.isfinite(advantages).all()
 
 
+def test_steer_turn_counts_what_every_token_of_a_turn_pays():
+    """As with `use_kl_in_reward`: the penalty lies on all tokens, the reward on a turn's last one."""
+    drifted = REWARDS - torch.tensor([[0.4, 0, 0, 0], [0] * 4, [0] * 4, [0] * 4, [0] * 4])
+    (plain, _), (advantages, returns) = (steer_turn(rewards, MASK, UIDS, CONFIG) for rewards in (REWARDS, drifted))
+    assert returns[0].tolist() == pytest.approx([0.6, 0.6, 0, 0.5])
+    assert advantages[0, 0] < plain[0, 0] and advantages[1, 0] > plain[1, 0]
+
+
 def test_steer_final_trains_the_last_turn_alone():
     advantages, _ = steer_final(REWARDS, MASK, UIDS, CONFIG)
     assert advantages[0].tolist() == [0, 0, 0, 0.25]

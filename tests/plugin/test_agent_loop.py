@@ -52,7 +52,10 @@ SCRIPT = Script(
 
 
 class Student:
-    """Plays verl's LLM server: replies in turn, and remembers what it was asked."""
+    """Plays verl's LLM server: replies in turn, and remembers what it was asked.
+
+    With `end` false it has room for no token; with None, for none where the reply is "".
+    """
 
     def __init__(self, tokenizer, replies, end=True):
         self.tokenizer, self.replies, self.end, self.calls = tokenizer, list(replies), end, []
@@ -66,7 +69,8 @@ class Student:
         ids = [*self.tokenizer.encode(reply, add_special_tokens=False), self.tokenizer.eos_token_id]
         if reply.endswith("<|endoftext|>"):
             ids = ids[:-1]  # stopped there, without the template's end token
-        ids = ids[: sampling_params["max_tokens"]] if self.end else []
+        room = self.end or (self.end is None and reply)
+        ids = ids[: sampling_params["max_tokens"]] if room else []
         return SimpleNamespace(
             token_ids=ids, log_probs=[-0.5] * len(ids), extra_fields={"min_global_steps": 3, "max_global_steps": 4}
         )
@@ -337,6 +341,12 @@ async def test_the_dialogues_deadline_cuts_it_and_the_rollout_is_not_blamed(play
     assert len(turn_ends(output.response_mask)) == 1
 
 
+async def test_a_student_that_queues_at_every_turn_is_slow_and_not_cut(play):
+    """A whole validation set waits for its servers; so does every dialogue while a trainer uses their GPUs."""
+    _, _, dialogue = await play([0.4], Tutor(assessment()), steer={"dialogue": {"deadline_s": 0.8}})
+    assert len(dialogue.turns) == 3 and dialogue.cut is None
+
+
 async def test_a_deadline_during_judgement_leaves_an_unscored_turn(play):
     class Slow(Tutor):
         async def assess(self, request):
@@ -350,6 +360,11 @@ async def test_a_server_without_room_for_one_token_cuts_with_its_cause(play):
     output, _, dialogue = await play(["a"], Tutor(assessment()), end=False)
     assert dialogue.turns == [] and dialogue.cut.value == "student_length"
     assert output.response_mask == [0] and output.response_logprobs == [0.0]
+
+
+async def test_a_server_that_runs_out_of_room_later_blames_who_filled_it(play):
+    _, _, dialogue = await play(["a", ""], Tutor(assessment()), end=None)
+    assert len(dialogue.turns) == 1 and dialogue.cut.value == "student_length", "all questions were the planned ones"
 
 
 async def test_the_versions_of_the_weights_are_always_reported(play):

@@ -12,7 +12,7 @@ from verl_steer.chat.endpoints import ChatConfigError
 from verl_steer.chat.outage import ModelOutage
 from verl_steer.config import ConfigError
 from verl_steer.plugin import outage, settings, worker
-from verl_steer.plugin.outage import TutorOutage, raise_if_reported
+from verl_steer.plugin.outage import NothingScored, TutorOutage, raise_if_all_masked, raise_if_reported
 
 
 @pytest.fixture
@@ -79,6 +79,30 @@ async def test_the_sampler_hears_it_at_every_poll(queue, monkeypatch, tmp_path):
     await outage.report("worker-7", ModelOutage("gone"))
     with pytest.raises(TutorOutage, match="no checkpoint yet"):
         sampler.sample(global_steps=3, partition_id="train", batch_size=1)
+
+
+async def test_what_ended_an_earlier_run_does_not_end_this_one(queue, monkeypatch):
+    """A checkpoint of the asynchronous modes brings the queue back as it was."""
+    await outage.report("worker-7", ModelOutage("gone"))
+    monkeypatch.setattr(outage, "_job", lambda: "another")
+    raise_if_reported({name: dict(tags) for name, tags in queue.items()}, None)
+    await outage.report("worker-8", ModelOutage("gone again"))
+    with pytest.raises(TutorOutage, match="gone again"):
+        raise_if_reported(queue, None)
+
+
+def record(masked, **turn):
+    turns = [{"scores": None, "outcome": "failed", "reason": "400: too long", **turn}]
+    return {"masked": masked, "mask_reason": "0 of 1 turns judged", "cut": None, "turns": turns}
+
+
+def test_a_step_without_a_single_rollout_to_train_on_ends_the_run_with_the_cause(tmp_path):
+    """verl would end it over an empty response mask, without a word of the tutor."""
+    step = [record(True), record(True), record(True, outcome="timeout", reason="")]
+    with pytest.raises(NothingScored, match=r"none of the 3 .*2 failed, 1 timeout; .*: 400: too long\)\. There is no"):
+        raise_if_all_masked(step, str(tmp_path))
+    raise_if_all_masked([*step, record(False)], str(tmp_path))
+    raise_if_all_masked([], str(tmp_path))
 
 
 # -- shares -----------------------------------------------------------------------------------------
@@ -169,5 +193,5 @@ def test_a_step_tells_what_share_of_its_rollouts_was_lost(monkeypatch, name, tol
     monkeypatch.setattr(cls.__mro__[2], "sample", lambda *args, **kwargs: (batch, {}))
     monkeypatch.setattr(sampler, "_records", lambda batch, step: [])
     mine = object.__new__(cls)
-    mine._writer, mine._rollout_n = None, 2
+    mine._writer, mine._rollout_n, mine._checkpoint_dir = None, 2, None
     assert mine.sample(1, "train", 2) == (batch, told)

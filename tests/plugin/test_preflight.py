@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tiny_model import build_tiny_vlm
 
 from verl_steer.data.rows import script_to_row, write_rows
 from verl_steer.dialogue import ImageRef, Kind, Script, UserTurn
-from verl_steer.plugin import checks, fingerprint, paths
+from verl_steer.plugin import algorithm, checks, fingerprint, paths
 from verl_steer.plugin.preflight import Preflight, run_preflight
 from verl_steer.records import RecordWriter
 
@@ -219,6 +220,42 @@ def test_a_relative_path_is_refused_where_workers_run_elsewhere(run, override, a
     (tmp_path / "student").mkdir()
     with pytest.raises(checks.Problem, match=r"model\.path=student: .*a relative path would name another place"):
         paths.mean_the_same(run(override, "actor_rollout_ref.model.path=student"))
+
+
+def test_a_cluster_that_runs_here_is_joined_unnamed(run, monkeypatch):
+    """`ray.init()` finds it by a file that `ray start` left, which may outlive the cluster."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    relative = run("trainer.default_local_dir=out", "ray_kwargs.ray_init.num_gpus=null")
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda folder: address)
+        with pytest.raises(checks.Problem, match=rf"the run joins the Ray cluster that runs here \({address}\)"):
+            paths.mean_the_same(relative)
+        declared = run("trainer.default_local_dir=out", "ray_kwargs.ray_init.num_gpus=1")
+        assert paths.mean_the_same(declared) == "all from this folder", "verl starts a cluster of its own then"
+    assert paths.mean_the_same(relative) == "all from this folder"
+
+
+@pytest.mark.parametrize("estimator", ["steer_grpo", "steer_final", "masked_grpo", "masked_rloo"])
+def test_a_group_of_one_is_refused_where_siblings_are_compared(run, estimator):
+    one = ("actor_rollout_ref.rollout.n=1", f"algorithm.adv_estimator={estimator}")
+    with pytest.raises(checks.Problem, match=r"rollout\.n=1 .* teaches nothing; set actor_rollout_ref\.rollout\.n=5"):
+        algorithm.usable(run(*one))
+    algorithm.usable(run("actor_rollout_ref.rollout.n=2", one[1]))
+
+
+@pytest.mark.parametrize("estimator", ["gae", "steer_remax", "steer_turn", "masked_reinforce_plus_plus"])
+def test_a_group_of_one_is_enough_elsewhere(run, estimator):
+    algorithm.usable(run("actor_rollout_ref.rollout.n=1", f"algorithm.adv_estimator={estimator}"))
+
+
+@pytest.mark.parametrize("estimator", ["steer_turn", "steer_final"])
+def test_estimators_of_turns_need_turns_without_holes(run, estimator):
+    rejected = "algorithm.rollout_correction.rollout_rs="
+    with pytest.raises(checks.Problem, match=rf"takes tokens out of turns, and {estimator} .* use a seq_\* mode"):
+        algorithm.usable(run(f"algorithm.adv_estimator={estimator}", f"{rejected}'seq_mean_k1,token_k2'"))
+    algorithm.usable(run(f"algorithm.adv_estimator={estimator}", f"{rejected}seq_mean_k1"))
+    algorithm.usable(run("algorithm.adv_estimator=steer_grpo", f"{rejected}token_k2"))
 
 
 def test_where_this_command_starts_all_processes_a_path_may_be_relative(run, monkeypatch):

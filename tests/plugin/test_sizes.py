@@ -223,6 +223,17 @@ def test_an_adapter_trains_its_own_parameters_only_and_offloads_its_base() -> No
     assert found.kept == found.optimizer, "the base is on the host while dialogues are played"
 
 
+def test_a_critic_is_a_second_model_that_trains_whole() -> None:
+    plain, found = (
+        memory.estimate(composed(recipe), TOY, CARD) for recipe in ("steer_grpo_7b", "[steer_grpo_7b,with_ppo]")
+    )
+    assert found.critic == 16_000_000_000, "weights, gradients and two moments: 4 x 8e9 x 4 bytes / 8"
+    assert found.critic_kept == 12_000_000_000 and found.rollout == plain.rollout + 12_000_000_000
+    assert found.training == plain.training + 12_000_000_000, "its gradients are gone while the actor trains"
+    lora = memory.estimate(composed("[steer_grpo_7b_lora,with_ppo]"), TOY, CARD)
+    assert lora.training > 128_000_000_000 and "training needs about" in lora.warnings(CARD, 10_240)[0]
+
+
 def test_a_card_that_is_too_small_is_warned_about_with_what_to_change() -> None:
     found = memory.estimate(composed("steer_grpo_7b"), TOY, 24_000_000_000)
     warnings = " ".join(found.warnings(24_000_000_000, 10_240))

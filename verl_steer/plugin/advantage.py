@@ -157,7 +157,7 @@ def steer_turn(
     """
     mask = response_mask.cpu().tolist()
     ends = [turn_ends([int(m) for m in row]) for row in mask]
-    rewards = [[float(row[e]) for e in row_ends] for row, row_ends in zip(token_level_rewards.cpu(), ends, strict=True)]
+    rewards = [_of_turns(row, e) for row, e in zip(token_level_rewards.cpu(), ends, strict=True)]
     facts = [group_facts.of(uid) for uid in index]
     args = {
         "rewards": rewards,
@@ -251,6 +251,12 @@ def register_all(register: Callable[[str], Callable[[Estimator], Estimator]], ge
 def _broadcast(per_row: np.ndarray, response_mask: torch.Tensor) -> torch.Tensor:
     column = torch.as_tensor(per_row, dtype=torch.float32, device=response_mask.device).unsqueeze(-1)
     return column * response_mask
+
+
+def _of_turns(rewards: torch.Tensor, ends: list[int]) -> list[float]:
+    """What a row's tokens earned, turn by turn: the placed reward, and with `use_kl_in_reward` every token's penalty."""
+    starts = [0, *(end + 1 for end in ends)]
+    return [float(rewards[a : b + 1].sum()) for a, b in zip(starts, ends, strict=False)]
 
 
 def _spread(per_turn: list[np.ndarray], ends: list[list[int]], response_mask: torch.Tensor) -> torch.Tensor:

@@ -142,21 +142,25 @@ class SteerAgentLoop(AgentLoopBase):
     ) -> Turn | None:
         """One sampled reply, or None if the server had no room left for a single token."""
         start = time.perf_counter()
-        output = await self.server_manager.generate(
-            request_id=rollout.request_id,
-            prompt_ids=rollout.ledger.ids,
-            sampling_params={
-                **sampling_params,
-                "max_tokens": rollout.turn_budget,
-                **seed_of(self.seed_name, f"{rollout.key}|{t}"),
-            },
-            image_data=rollout.images or None,
-            mm_processor_kwargs=self._get_mm_processor_kwargs(),
-        )
+        # Servers queue a whole validation set, and sleep while a trainer that shares their GPUs updates: that time is
+        # the student's own, one reply at a time.
+        with rollout.deadline.paused():
+            async with asyncio.timeout(self.steer.dialogue.deadline_s):
+                output = await self.server_manager.generate(
+                    request_id=rollout.request_id,
+                    prompt_ids=rollout.ledger.ids,
+                    sampling_params={
+                        **sampling_params,
+                        "max_tokens": rollout.turn_budget,
+                        **seed_of(self.seed_name, f"{rollout.key}|{t}"),
+                    },
+                    image_data=rollout.images or None,
+                    mm_processor_kwargs=self._get_mm_processor_kwargs(),
+                )
         rollout.generate_s += time.perf_counter() - start
         token_ids = list(output.token_ids)
         if not token_ids:
-            rollout.dialogue.cut = rollout.who_filled_it()
+            rollout.dialogue.cut = rollout.who_filled_it(t + 1)
             return None
         ended = token_ids[-1] in self.stop_ids
         spoken = token_ids[:-1] if token_ids[-1] == self.end_id else token_ids
@@ -176,7 +180,7 @@ class SteerAgentLoop(AgentLoopBase):
         rollout.dialogue.turns.append(turn)
         if not ended and len(token_ids) < rollout.turn_budget:
             # The server stopped before the budget: its context window is full.
-            rollout.dialogue.cut = rollout.who_filled_it()
+            rollout.dialogue.cut = rollout.who_filled_it(t + 1)
         return turn
 
     async def _assess(self, rollout: Rollout, t: int, turn: Turn, is_last: bool) -> Assessment:

@@ -89,7 +89,7 @@ def batches_divide(config: DictConfig) -> str:
     _ranks_fit(config, sizes)
     _step_divides(config, sizes)
     for node in ("actor_rollout_ref.actor", "critic"):
-        if node == "critic" and not _uses_critic(config):
+        if node == "critic" and not uses_critic(config):
             continue
         per_rank = _updates_divide(config, sizes, node)
         if not _truth(config, f"{node}.use_dynamic_bsz"):
@@ -255,7 +255,7 @@ def _uses_reference(config: DictConfig) -> bool:
     return _truth(config, "algorithm.use_kl_in_reward") or _truth(config, "actor_rollout_ref.actor.use_kl_loss")
 
 
-def _uses_critic(config: DictConfig) -> bool:
+def uses_critic(config: DictConfig) -> bool:
     """As verl.trainer.ppo.utils.need_critic."""
     enabled = OmegaConf.select(config, "critic.enable")
     return str(OmegaConf.select(config, "algorithm.adv_estimator")) == "gae" if enabled is None else bool(enabled)

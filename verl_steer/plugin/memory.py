@@ -11,6 +11,7 @@ bytes each (`fsdp_config.model_dtype`), F ranks that share them and k tokens of 
                                             with gradient checkpointing; without, the second part times layers
     logits       8 k vocabulary             bf16 logits and their gradient, one fp32 copy for the softmax
     rollout      gpu_memory_utilization x card
+    critic       4 P b / F (with_ppo: as large as the student, trained whole; gradients only in its own update)
 
 k is a micro-batch of dialogues at full length: an upper bound. A reference model stays on the host: verl
 offloads what is never trained (workers/engine/fsdp/transformer_impl.py:432). Activations are rough; the
@@ -55,6 +56,8 @@ class Estimate:
         micro_tokens: Tokens of one micro-batch, at most.
         ranks: Ranks that share the weights.
         trained: Parameters that are trained.
+        critic: A critic's weights, gradients and moments; 0 without one.
+        critic_kept: What of them stays on the card while the actor trains or plays.
     """
 
     weights: int
@@ -69,17 +72,19 @@ class Estimate:
     micro_tokens: int
     ranks: int
     trained: int
+    critic: int = 0
+    critic_kept: int = 0
 
     @property
     def training(self) -> int:
-        """Peak of log-probabilities and update."""
-        parts = (self.weights, self.gradients, self.optimizer, self.gathered, self.activations, self.logits)
-        return sum(parts) + RESERVE
+        """Peak of log-probabilities and update; a critic's own, if that is the higher one."""
+        states = max(self.weights + self.gradients + self.optimizer + self.critic_kept, self.critic + self.kept)
+        return states + self.gathered + self.activations + self.logits + RESERVE
 
     @property
     def rollout(self) -> int:
         """While dialogues are played."""
-        return self.kept + self.rollout_share + RESERVE
+        return self.kept + self.critic_kept + self.rollout_share + RESERVE
 
     def warnings(self, card: int, dialogue: int) -> list[str]:
         """What does not fit a card of `card` bytes, and what to change; `dialogue` is its longest, in tokens."""
@@ -107,9 +112,10 @@ class Estimate:
             f"{name} {_gib(getattr(self, name))}"
             for name in ("weights", "gradients", "optimizer", "gathered", "activations", "logits")
         )
+        parts += f", critic {_gib(self.critic)}" if self.critic else ""
         return (
             f"ESTIMATE a GPU, not measured: training {_gib(self.training)} ({parts}, reserve {_gib(RESERVE)}); "
-            f"rollout {_gib(self.rollout)} (trainer keeps {_gib(self.kept)}, server's share {_gib(self.rollout_share)}"
+            f"rollout {_gib(self.rollout)} (trainer keeps {_gib(self.kept + self.critic_kept)}, server's share {_gib(self.rollout_share)}"
             f"{f', room for {self.cache_tokens:,} tokens' if self.rollout_share else ''}); card {_gib(card)}"
             f"{' assumed' if assumed else ''}. {FORMULA}; T = {self.trained:,}, F = {self.ranks}, k = {self.micro_tokens:,}"
         )
@@ -126,8 +132,8 @@ def estimate(config: DictConfig, student: Geometry, card: int) -> Estimate:
     actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
     fsdp, rollout = actor.fsdp_config, config.actor_rollout_ref.rollout
     sizes = arithmetic.Sizes.of(config)
-    ranks = sizes.ranks if int(fsdp.fsdp_size) < 1 else int(fsdp.fsdp_size)
-    width = 2 if str(fsdp.model_dtype) in ("bf16", "bfloat16", "fp16", "float16") else 4
+    ranks, width = _sharing(fsdp, sizes), _width(fsdp)
+    critic, critic_kept = _critic(config, student, sizes)
     rank = _lora_rank(config)
     trained = (
         student.lora_parameters(rank, _plain(model.target_modules), _plain(model.exclude_modules))
@@ -156,6 +162,8 @@ def estimate(config: DictConfig, student: Geometry, card: int) -> Estimate:
         micro_tokens=tokens,
         ranks=ranks,
         trained=trained,
+        critic=critic,
+        critic_kept=critic_kept,
     )
 
 
@@ -166,6 +174,23 @@ def card_bytes() -> tuple[int, bool]:
     if not torch.cuda.is_available():
         return ASSUMED_CARD, True
     return min(torch.cuda.get_device_properties(n).total_memory for n in range(torch.cuda.device_count())), False
+
+
+def _sharing(fsdp: DictConfig, sizes: arithmetic.Sizes) -> int:
+    return sizes.ranks if int(fsdp.fsdp_size) < 1 else int(fsdp.fsdp_size)
+
+
+def _width(fsdp: DictConfig) -> int:
+    return 2 if str(fsdp.model_dtype) in ("bf16", "bfloat16", "fp16", "float16") else 4
+
+
+def _critic(config: DictConfig, student: Geometry, sizes: arithmetic.Sizes) -> tuple[int, int]:
+    """(bytes of a critic as large as the student and trained whole, what of them stays on the card); (0, 0) without one."""
+    if not arithmetic.uses_critic(config):
+        return 0, 0
+    fsdp = config.critic.fsdp
+    weights = student.parameters * _width(fsdp) // _sharing(fsdp, sizes)
+    return 4 * weights, (0 if fsdp.param_offload else weights) + (0 if fsdp.optimizer_offload else 2 * weights)
 
 
 def _activations(student: Geometry, tokens: int, checkpointing: bool) -> int:

@@ -8,9 +8,11 @@ out: the step that waits has trained on nothing yet, and the newest checkpoint i
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import ray
 import transfer_queue as tq
 
 from verl_steer.chat.outage import ModelOutage
@@ -21,6 +23,10 @@ PARTITION = "steer_outage"
 
 class TutorOutage(RuntimeError):
     """The tutor has served nobody for `steer.tutor.outage_s`, or a worker cannot ask it: the run ends and can be resumed."""
+
+
+class NothingScored(RuntimeError):
+    """A step without a single rollout to train on."""
 
 
 async def report(worker: str, error: Exception) -> None:
@@ -34,7 +40,7 @@ async def report(worker: str, error: Exception) -> None:
     says = (
         f"the tutor is gone: {error} (steer.tutor.outage_s)" if gone else f"an agent-loop worker cannot work: {error}"
     )
-    await tq.async_kv_put(key=worker, partition_id=PARTITION, tag={"says": says})
+    await tq.async_kv_put(key=worker, partition_id=PARTITION, tag={"says": says, "job": _job()})
 
 
 def raise_if_reported(partitions: dict[str, dict[str, dict[str, Any]]], checkpoint_dir: str | None) -> None:
@@ -47,13 +53,43 @@ def raise_if_reported(partitions: dict[str, dict[str, dict[str, Any]]], checkpoi
     Raises:
         TutorOutage: Some worker did.
     """
-    messages = partitions.pop(PARTITION, None)
-    if messages:
-        says = next(iter(messages.values())).get("says", "")
+    messages = partitions.pop(PARTITION, None) or {}
+    # A checkpoint of verl's asynchronous modes holds the whole queue, this too: what ended an earlier run is no news.
+    said = [message.get("says", "") for message in messages.values() if message.get("job") == _job()]
+    if said:
+        says = said[0]
         raise TutorOutage(
             f"{says}. Training stops here; no rollout was scored or trained on without its tutor. "
             f"{resumes_from(checkpoint_dir)}"
         )
+
+
+def raise_if_all_masked(records: list[dict[str, Any]], checkpoint_dir: str | None) -> None:
+    """Ends the run at a step that has nothing to train on; verl would end it too, over an empty response mask.
+
+    Args:
+        records: The step's.
+        checkpoint_dir: As in `raise_if_reported`.
+
+    Raises:
+        NothingScored: Every rollout lacks verdicts; with what became of them.
+    """
+    if not records or not all(record.get("masked") for record in records):
+        return
+    missing = [turn for record in records for turn in record["turns"] if turn["scores"] is None]
+    outcomes = Counter(str(turn["outcome"]) for turn in missing)
+    said = Counter(turn["reason"] for turn in missing if turn["reason"])
+    reasons = said or Counter(str(record["mask_reason"]) for record in records)
+    raise NothingScored(
+        f"none of the {len(records)} rollouts of this step has enough verdicts to be trained on "
+        f"(missing verdicts: {', '.join(f'{n} {name}' for name, n in outcomes.most_common()) or 'none'}; commonest "
+        f"reason: {reasons.most_common(1)[0][0]}). {resumes_from(checkpoint_dir)}"
+    )
+
+
+def _job() -> str:
+    """The Ray job that this process belongs to; one for a run, another when it is resumed."""
+    return str(ray.get_runtime_context().get_job_id()) if ray.is_initialized() else ""
 
 
 def resumes_from(checkpoint_dir: str | None) -> str:

@@ -7,6 +7,7 @@ this command starts, that is the folder it was called in; workers of a cluster t
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -58,4 +59,20 @@ def _joined(config: DictConfig) -> str:
         return f"trainer.nnodes={nodes} needs a Ray cluster"
     if address := OmegaConf.select(config, "ray_kwargs.ray_init.address") or os.environ.get("RAY_ADDRESS"):
         return f"the run joins the Ray cluster at {address}"
+    # Whatever `ray start` left running here is joined without being named, but not with a declared number of GPUs.
+    if OmegaConf.select(config, "ray_kwargs.ray_init.num_gpus") is None and (found := _running_here()):
+        return f"the run joins the Ray cluster that runs here ({found})"
     return ""
+
+
+def _running_here() -> str | None:
+    """The address that `ray.init()` would join by itself; it leaves a cluster alone that does not answer any more."""
+    from ray._private.services import find_bootstrap_address
+
+    address = find_bootstrap_address(None)
+    host, _, port = (address or "").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2.0).close()
+    except (OSError, ValueError):
+        return None
+    return address

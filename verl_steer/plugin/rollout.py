@@ -36,10 +36,14 @@ class Rollout:
     generate_s: float = 0.0
     tutor_s: float = 0.0
 
-    def who_filled_it(self) -> Cut:
-        """The tutor, if the user side holds more tokens than were planned; else the student."""
+    def who_filled_it(self, asked: int) -> Cut:
+        """The tutor, if the user side holds more tokens than were planned; else the student.
+
+        Args:
+            asked: Questions so far; the last one may have no reply yet.
+        """
         user_tokens = self.ledger.mask.count(0)
-        planned = sum(self.opening.lengths[: len(self.dialogue.turns)]) + len(self.dialogue.turns)
+        planned = sum(self.opening.lengths[:asked]) + len(self.dialogue.turns)
         return Cut.CONTEXT_LENGTH if user_tokens > planned else Cut.STUDENT_LENGTH
 
     def mark_unjudged(self) -> None:

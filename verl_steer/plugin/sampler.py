@@ -85,6 +85,7 @@ class _Recording:
         if self._writer is not None and records:
             self._writer.write_step("val" if partition_id == "val" else "train", global_steps, records)
         if partition_id != "val":
+            outage.raise_if_all_masked(records, self._checkpoint_dir)
             group_facts.replace(
                 {r["uid"]: (r["kind"], r["planned_turns"]) for r in records},
                 {r["uid"]: r["greedy_return"] for r in records if "greedy_return" in r},
