@@ -258,6 +258,10 @@ def test_the_readme_quotes_the_page():
     ) in readme
     lost = 100 * runs.contrast(Contrast("no_bootstrap", "full", "joint")).value
     assert f"starting Stage III without Stage II costs {lost:.0f} points" in readme
+    scripted = 100 * runs.contrast(Contrast("script", "full", "joint")).value
+    ahead = -100 * runs.contrast(Contrast("plain_mean_kl", "full", "joint")).value
+    assert f"scripted questions cost {scripted:.0f} points" in readme
+    assert f"smaller advantages is {ahead:.0f} points ahead of TCSR" in readme
     assert f"did at least as much here ({harmful['sft_twice']} %, benign {benign['sft_twice']} %)" in readme
 
 
@@ -278,6 +282,11 @@ def test_the_reasons_for_what_came_out_quote_the_page():
         f"{ahead('full', 'single_turn', 'R2')} ahead)",
         f"ahead of `full` ({ahead('single_turn', 'full', 'R1')})",
         f"**TCSR against a plain mean: {ahead('full', 'plain_mean')}.**",
+        f"**Scripted questions: `full` {ahead('full', 'script')} ahead**",
+        f"(R2: {ahead('full', 'script', 'R2')}), where `script` hardly gains on its start ({ahead('script', 'sft', 'R2')}, `full` "
+        f"{ahead('full', 'sft', 'R2')})",
+        f"`full` {ahead('full', 'plain_mean_kl')} behind**, most on pledge (R3: {ahead('full', 'plain_mean_kl', 'R3')}) and "
+        f"reference (R4: {ahead('full', 'plain_mean_kl', 'R4')})",
         f"**Yoked questions: {ahead('full', 'yoked')}.** {100 - 100 * sum(elsewhere) / len(elsewhere):.0f} % of the questions",
     ):
         assert said in text, said
