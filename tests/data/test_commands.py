@@ -295,6 +295,34 @@ def test_text_of_a_data_set_cannot_break_the_card(tmp_path):
     assert "| a \\| b # &lt;script>\\`x\\` | 1 |" in card
 
 
+def test_a_card_shows_no_picture_and_no_link_of_a_data_set():
+    from verl_steer.data.card import _cell
+
+    assert _cell("![x](http://a/b.png) [y](z)") == "\\!\\[x\\](http://a/b.png) \\[y\\](z)"
+    assert _cell("a\\[b") == "a\\\\\\[b"
+
+
+@pytest.mark.parametrize(
+    ("licences", "says"),
+    [
+        (["mit"], "license: mit"),
+        (["mit", "mit"], "license: mit"),
+        (["mit", ""], "license: other"),
+        (["mit", "apache-2.0"], "license: other"),
+        ([""], "license: other"),
+    ],
+)
+def test_a_card_states_a_licence_only_if_every_row_has_it(licences, says):
+    from collections import Counter
+    from pathlib import Path
+
+    from verl_steer.data.card import Figures, _card
+
+    held = Figures(rows=2, turns=Counter({1: 2}), sources=Counter({(f"s{n}", x): 1 for n, x in enumerate(licences)}))
+    card = _card(Path("x.parquet"), "rl", held)
+    assert f"\n{says}\n" in card and ("license_name: as-its-sources" in card) == (says == "license: other")
+
+
 def test_a_large_file_and_many_categories_are_summed_up():
     from collections import Counter
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -92,10 +93,11 @@ def canonical(row: AnyRow) -> bytes:
 def _card(path: Path, name: str, figures: Figures) -> str:
     from huggingface_hub import DatasetCardData
 
-    licences = sorted({licence for _, licence in figures.sources if licence})
+    licences = {licence for _, licence in figures.sources}  # rows without one are not under the others' licence
+    one = licences.pop() if len(licences) == 1 else ""
     header = DatasetCardData(
-        license=licences[0] if len(licences) == 1 else "other",
-        license_name=None if len(licences) == 1 else "as-its-sources",
+        license=one or "other",
+        license_name=None if one else "as-its-sources",
         task_categories=["image-text-to-text"],
         tags=["safety", "multi-turn", "verl_steer"],
         size_categories=[_size(figures.rows)],
@@ -144,9 +146,9 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
 
 
 def _cell(value: object) -> str:
-    """Text of a data set in a table: no cell border, no line, no markup."""
+    """Text of a data set in a table: no cell border, no line, no markup, no link and no picture from elsewhere."""
     text = " ".join(str(value).split())[:120]
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+    return re.sub(r"[\\|`\[\]!]", r"\\\g<0>", text).replace("<", "&lt;")
 
 
 def _size(rows: int) -> str:

@@ -55,10 +55,8 @@ def _fault(row: AnyRow) -> str:
 
 def describe(name: str, row: AnyRow) -> str:
     """A row for a terminal: control characters escaped, long texts cut, pictures by size and digest."""
-    lines = [
-        f"{name} row {row.id}",
-        f"  {row.kind.value} | {row.source} | {row.category or 'no category'} | {row.licence or 'no licence'}",
-    ]
+    said = (row.kind.value, row.source, row.category or "no category", row.licence or "no licence")
+    lines = [f"{name} row {_plain(row.id)}", f"  {' | '.join(map(_plain, said))}"]
     if system := getattr(row, "system", ""):
         lines.append(f"  system: {_plain(system)}")
     for t, turn in enumerate(turns_of(row), 1):
