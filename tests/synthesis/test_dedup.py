@@ -7,6 +7,7 @@ import pytest
 from planted import Maker
 
 from verl_steer.data.schemas import Question
+from verl_steer.synthesis import dedup
 from verl_steer.synthesis.dedup import PERMUTATIONS, RECALL, NearIndex, bands, jaccard, mark, normalise
 
 
@@ -83,6 +84,57 @@ def test_pictures_decide_only_where_they_are_asked():
         signature = index.signature(row.shingles)
         assert index.find(row, signature, "any") is first
         assert (index.find(row, signature, "same") is first) == same
+
+
+def templated(count, tail=8):
+    """Rows by one template: 250 words that all share, and a short end of their own."""
+    draw = random.Random(5)
+    shared = [f"w{draw.randrange(5000)}" for _ in range(250)]
+    return [marked([" ".join([*shared, *(f"own{n}x{k}" for k in range(tail))])]) for n in range(count)]
+
+
+def test_the_first_near_row_ends_the_search_where_any_of_them_will_do(monkeypatch):
+    rows, compared = templated(40), []
+    real = dedup.jaccard
+    monkeypatch.setattr(dedup, "jaccard", lambda *pair: (compared.append(pair), real(*pair))[1])
+    index = NearIndex(0.8)
+    for row in rows[:20]:
+        index.add(row, index.signature(row.shingles))
+    found = [index.find(row, index.signature(row.shingles), "any", nearest=False) for row in rows[20:]]
+    assert all(row is rows[0] for row in found) and len(compared) == 20
+    nearest = index.find(rows[7], index.signature(rows[7].shingles), "any")
+    assert nearest is rows[7] and len(compared) == 28, "nothing is nearer than the same"
+
+
+def test_any_near_row_is_found_exactly_where_a_nearest_one_is():
+    maker, index, draw = Maker(2), NearIndex(0.8), random.Random(2)
+    several = 0
+    for _ in range(150):
+        one = maker.texts(6)
+        for _ in range(2):
+            row = marked(maker.edited(one, 0.02))
+            index.add(row, index.signature(row.shingles))
+        other = marked(maker.edited(one, draw.choice((0.01, 0.1))))
+        signature = index.signature(other.shingles)
+        nearest, any_one = (index.find(other, signature, "any", nearest=n) for n in (True, False))
+        assert (nearest is None) == (any_one is None)
+        if nearest is not None:
+            likeness = [jaccard(other.shingles, row.shingles) for row in (nearest, any_one)]
+            assert likeness[0] >= likeness[1] >= 0.8
+            several += nearest is not any_one
+    assert several > 10
+
+
+def test_rows_of_very_different_lengths_are_not_compared(monkeypatch):
+    texts = [" ".join(f"w{n}" for n in range(size)) for size in (200, 300)]
+    short, long = (marked([text]) for text in texts)
+    index = NearIndex(0.6)
+    index.add(short, index.signature(short.shingles))
+    signature = index.signature(long.shingles)
+    assert index.find(long, signature, "any") is short
+    index.threshold = 0.8
+    monkeypatch.setattr(dedup, "jaccard", lambda *_: pytest.fail("at most 198 of 298 can be shared"))
+    assert index.find(long, signature, "any") is None
 
 
 def test_without_datasketch_the_message_says_what_to_install(monkeypatch):

@@ -118,22 +118,33 @@ class NearIndex:
         self._index.insert(len(self._marks), signature)
         self._marks.append(row)
 
-    def find(self, row: Mark, signature: Any, pictures: str) -> Mark | None:
-        """The nearest row that is near enough, or None.
+    def find(self, row: Mark, signature: Any, pictures: str, nearest: bool = True) -> Mark | None:
+        """A row that is near enough, or None.
 
         Args:
             row: The row to compare.
             signature: Its signature.
             pictures: "any", or "same": only rows that share a picture, or have none either.
+            nearest: The nearest one; else the first that was added, which spares the comparison with all others:
+                of texts by one template each is near every other.
         """
         best, found = self.threshold, None
         for number in sorted(self._index.query(signature)):
             other = self._marks[number]
             if pictures == "same" and not _share(row.pictures, other.pictures):
                 continue
+            if _at_most(row.shingles, other.shingles) < best:
+                continue
             if (likeness := jaccard(row.shingles, other.shingles)) >= best and (found is None or likeness > best):
                 best, found = likeness, other
+                if not nearest or best == 1:
+                    break
         return found
+
+
+def _at_most(one: Shingles, other: Shingles) -> float:
+    """What the Jaccard similarity can be at most, by the sizes alone."""
+    return min(len(one), len(other)) / max(1, len(one), len(other))
 
 
 def _share(one: frozenset[str], other: frozenset[str]) -> bool:

@@ -70,5 +70,5 @@ class Seen:
     def _alike(self, row: Mark, signature: Any) -> str | None:
         if not self._config.on("near_across"):
             return None
-        found = self._near.find(row, signature, self._config.near.across)
+        found = self._near.find(row, signature, self._config.near.across, nearest=False)
         return None if found is None else found.id
