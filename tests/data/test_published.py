@@ -43,6 +43,15 @@ def test_a_broken_array_is_an_error_that_says_where(tmp_path, text):
         rows(tmp_path / "x.json")
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 2**20])
+@pytest.mark.parametrize("between", ["", "\n\n", " " * 100, "\ufeff"])
+def test_what_follows_an_array_is_never_dropped(tmp_path, chunk, between):
+    path = tmp_path / "all.json"
+    path.write_text('[{"a": 1}, {"a": 2}]' + between + '[{"b": 3}]', encoding="utf-8")
+    with pytest.raises(DataError, match=r"all\.json: the JSON array ends after 2 rows, and '.*\[.* follows; if files"):
+        list(published._array(path, chunk))
+
+
 def test_an_array_is_never_held_whole(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps([{"n": n, "text": "x" * 1000} for n in range(5000)]))  # 5 MB
@@ -73,6 +82,21 @@ def test_csv_lines_may_be_long_quoted_and_broken(tmp_path):
     found = list(read(path))
     assert [p.record and p.record["text"] for p in found] == ['two\nlines, and "quotes"', None, None, long]
     assert "another number of fields than the header's 2" in found[1].fault and found[2].fault
+
+
+@pytest.mark.parametrize(
+    ("text", "begins"),
+    [
+        ('id,text\n1,a\n2,"never closed\n3,c\n4,d\n', 3),
+        ('id,text\n1,a\n2,"closed too late\n3,"c"\n4,d\n', 3),
+        ('id,"text\n1,a\n', 1),
+    ],
+)
+def test_a_quote_that_is_left_open_takes_no_rows_with_it(tmp_path, text, begins):
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"x\.csv: the row that begins in line {begins} cannot be read as CSV: "):
+        rows(path)
 
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path):

@@ -63,6 +63,7 @@ class Parts:
         self.folder = out.with_name(f"{out.name}.parts")
         self.rejected_path = out.with_name(f"{out.name}.rejected.jsonl")
         self._account = out.with_name(f"{out.name}.account.json")
+        self._mark = self.folder / "plan.json"
 
     def finished(self) -> Account | None:
         """The account of an earlier run, if it did just this and its file is still what it wrote.
@@ -72,7 +73,7 @@ class Parts:
         """
         if not self._account.is_file() or not self.out.is_file():
             return None
-        stored = json.loads(self._account.read_text(encoding="utf-8"))
+        stored = _stored(self._account)
         if stored.pop("plan", None) != self.plan or stored["sha256"] != file_hash(self.out):
             return None
         account = Account(**{**stored, "rejected_path": self.rejected_path, "earlier": True})
@@ -80,11 +81,10 @@ class Parts:
 
     def open(self) -> list[Part]:
         """Makes the folder; returns the committed parts of an interrupted run of the same plan."""
-        mark = self.folder / "plan.json"
-        if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) != self.plan:
-            shutil.rmtree(self.folder)
+        if self.folder.exists() and _stored(self._mark) != self.plan:
+            self._discard()
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(mark, json.dumps(self.plan, indent=1))
+        write_text(self._mark, json.dumps(self.plan, indent=1))
         done: list[Part] = []
         while (account := self._path(len(done), "json")).is_file():
             done.append(Part(**json.loads(account.read_text(encoding="utf-8"))))
@@ -115,8 +115,13 @@ class Parts:
                 missing += part.missing
         account = Account(read, written, rejected, self.rejected_path, file_hash(self.out), missing)
         write_text(self._account, json.dumps({**asdict(account), "rejected_path": "", "plan": self.plan}, indent=1))
-        shutil.rmtree(self.folder)
+        self._discard()
         return account
+
+    def _discard(self) -> None:
+        """Whose parts they are goes first: what an interrupted removal leaves belongs to no plan, and is never used."""
+        self._mark.unlink(missing_ok=True)
+        shutil.rmtree(self.folder)
 
     def _committed(self) -> Iterator[Part]:
         number = 0
@@ -126,6 +131,15 @@ class Parts:
 
     def _path(self, number: int, ending: str) -> Path:
         return self.folder / f"{number:06d}.{ending}"
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """A JSON object; {} if there is none, or not a whole one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def file_hash(path: Path) -> str:

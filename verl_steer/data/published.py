@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from verl_steer.data.rows import DataError
+from verl_steer.data.rows import DataError, reading_parquet
 
 BATCH = 64
 _SPACE, _SEPARATOR = re.compile(r"\s*"), re.compile(r"\s*,?\s*")
@@ -32,6 +34,7 @@ class Published:
         folder: Where relative picture paths begin, if not said otherwise.
         record: The columns, or None.
         fault: Why there is no record.
+        label: What tells its file from others of the same name in ids, or "".
     """
 
     file: str
@@ -40,6 +43,7 @@ class Published:
     folder: Path
     record: dict[str, Any] | None
     fault: str = ""
+    label: str = ""
 
 
 def files_of(paths: Iterable[Path], patterns: Sequence[str]) -> list[Path]:
@@ -67,8 +71,36 @@ def _is_table(path: Path) -> bool:
 
 
 def is_saved(path: Path) -> bool:
-    """True for a folder that `Dataset.save_to_disk` wrote."""
-    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    """True for a folder that `save_to_disk` wrote, of a Dataset or of a DatasetDict."""
+    return (path / "state.json").is_file() or is_saved_dict(path)
+
+
+def is_saved_dict(path: Path) -> bool:
+    """True for a folder that `DatasetDict.save_to_disk` wrote: it has splits to choose from."""
+    return (path / "dataset_dict.json").is_file()
+
+
+def told_apart(files: Sequence[Path]) -> list[str]:
+    """What tells files of one name apart: the folders below the one that all of them lie in; "" for any other file.
+
+    Neither where that one lies nor the order of the files matters, so ids are the same on every machine.
+    """
+    places = [
+        file.parent.resolve() / file.name for file in files
+    ]  # in the hub's cache, what a link leads to has no name
+    named: dict[str, set[Path]] = defaultdict(set)
+    for place in places:
+        named[place.stem].add(place)
+    return [_label(place, named[place.stem]) for place in places]
+
+
+def _label(place: Path, alike: set[Path]) -> str:
+    if len(alike) == 1:
+        return ""
+    root = os.path.commonpath([other.parent for other in alike])
+    folders = "-".join(place.parent.relative_to(root).parts)
+    beside = Counter(other.parent for other in alike)[place.parent] > 1  # a.json and a.jsonl
+    return "-".join(filter(None, (folders, place.suffix[1:] if beside else "")))
 
 
 def read(path: Path, split: str = "") -> Iterator[Published]:
@@ -121,14 +153,10 @@ def _saved(path: Path, split: str) -> Iterator[Published]:
 
 
 def _parquet(path: Path) -> Iterator[Published]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            yield from _tables(file.iter_batches(batch_size=BATCH), path.name, path.parent.name, path.parent)
-    except pa.ArrowException as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}") from error
+    with reading_parquet(path), pq.ParquetFile(path) as file:
+        yield from _tables(file.iter_batches(batch_size=BATCH), path.name, path.parent.name, path.parent)
 
 
 def _jsonl(path: Path) -> Iterator[Published]:
@@ -155,14 +183,18 @@ def _object(path: Path, number: int, value: Any) -> Published:
 
 
 def _json(path: Path) -> Iterator[Published]:
-    with path.open(encoding="utf-8-sig") as file:
-        head = file.read(1024).lstrip()
-    if head.startswith("["):
-        for number, value in enumerate(_array(path), 1):
-            yield _object(path, number, value)
-        return
     try:
-        whole = json.loads(path.read_text(encoding="utf-8-sig"))
+        with path.open(encoding="utf-8-sig") as file:
+            head = file.read(1024).lstrip()
+        if head.startswith("["):
+            for number, value in enumerate(_array(path), 1):
+                yield _object(path, number, value)
+            return
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8, as JSON must be: {error}; write it anew in UTF-8") from error
+    try:
+        whole = json.loads(text)
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(whole, dict):
@@ -175,10 +207,11 @@ def _array(path: Path, chunk: int = 2**20) -> Iterator[Any]:
     """The elements of a JSON array one by one, whatever its length."""
     decoder = json.JSONDecoder()
     with path.open(encoding="utf-8-sig") as file:
-        text, at = file.read(chunk).lstrip()[1:], 0
+        text, at, found = file.read(chunk).lstrip()[1:], 0, 0
         while True:
             begin = _skip(_SEPARATOR, text, at)
             if text.startswith("]", begin):
+                _end(path, file, text[begin + 1 :], found)
                 return
             fault = "it ends early"
             try:
@@ -186,7 +219,7 @@ def _array(path: Path, chunk: int = 2**20) -> Iterator[Any]:
                 end = _skip(_SPACE, text, end)
                 if text[end : end + 1] in (",", "]"):
                     yield value
-                    at = end
+                    at, found = end, found + 1
                     continue
             except ValueError as error:
                 fault = str(error)
@@ -198,6 +231,17 @@ def _array(path: Path, chunk: int = 2**20) -> Iterator[Any]:
             text, at = text[at:] + more, 0
 
 
+def _end(path: Path, file: TextIO, rest: str, found: int) -> None:
+    """Nothing may follow an array: `cat a.json b.json` would lose the rows of b."""
+    while not (after := rest.lstrip()) and (rest := file.read(2**12)):
+        pass
+    if after:
+        raise DataError(
+            f"{path}: the JSON array ends after {found} rows, and {after[:60]!r} follows; "
+            "if files were joined, give each of them by itself"
+        )
+
+
 def _skip(pattern: re.Pattern[str], text: str, at: int) -> int:
     match = pattern.match(text, at)
     return match.end() if match else at
@@ -206,12 +250,21 @@ def _skip(pattern: re.Pattern[str], text: str, at: int) -> int:
 def _csv(path: Path) -> Iterator[Published]:
     csv.field_size_limit(2**27)
     with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
-        reader = csv.DictReader(file)
+        # Strict: else a quote that is never closed makes one field of all the rows behind it.
+        reader = csv.DictReader(file, strict=True)
         group, folder = path.parent.name, path.parent
-        for record in reader:
-            if None in record or None in record.values():
-                found = sum(value is not None for value in record.values())
-                fault = f"has another number of fields than the header's {len(reader.fieldnames or [])} ({found})"
-                yield Published(path.name, reader.line_num, group, folder, None, fault)
-            else:
-                yield Published(path.name, reader.line_num, group, folder, dict(record))
+        begin = 1
+        try:
+            for record in reader:
+                if None in record or None in record.values():
+                    found = sum(value is not None for value in record.values())
+                    fault = f"has another number of fields than the header's {len(reader.fieldnames or [])} ({found})"
+                    yield Published(path.name, reader.line_num, group, folder, None, fault)
+                else:
+                    yield Published(path.name, reader.line_num, group, folder, dict(record))
+                begin = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(
+                f"{path}: the row that begins in line {begin} cannot be read as CSV: {error} "
+                f"(line {reader.line_num}); is a quote open, or not doubled inside a quoted field?"
+            ) from error

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,19 @@ class RowError(ValueError):
 
 class MissingPicture(RowError):
     """There is no file at the path of a picture; once it is there, the row may be good."""
+
+
+@contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    """What Arrow says of a damaged file does not name it.
+
+    Raises:
+        DataError: The file, and what is wrong with it.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as parquet: {error}") from error
 
 
 def script_to_row(script: Script, index: int, split: str) -> Row:

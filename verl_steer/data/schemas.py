@@ -6,12 +6,13 @@ rows lie in columns is in `splits.py`; pictures are `ImageRef`, encoded bytes wi
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from verl_steer.data.rows import RowError
-from verl_steer.data.wording import check_text
+from verl_steer.data.wording import check_characters, check_text
 from verl_steer.dialogue import MAX_TURNS, ImageRef, Kind, Script, UserTurn
 
 VERSION = 1
@@ -19,6 +20,7 @@ VERSION = 1
 IN_META = ("licence", "question", "answer")
 
 Text = Annotated[str, AfterValidator(check_text)]
+Words = Annotated[str, AfterValidator(check_characters)]
 Pictures = tuple[ImageRef, ...]
 
 
@@ -48,15 +50,15 @@ class _Row(_Model):
         licence: As the source states it, "" if it states none.
         category: Harm category or topic in the source's own words, or "".
         kind: The pool: benign, obfuscated or red_team.
-        meta: Whatever else the source says; never shown to a model. `source_id`, where there is one, names what rows
+        meta: Whatever else the source says, as JSON; never shown to a model. `source_id`, where there is one, names what rows
             have in common that are no independent draws (the published question that they vary); it is unique over
             all sources. Rows without it that show the same picture need none: the picture tells.
     """
 
     id: str = Field(min_length=1)
     source: str = Field(min_length=1)
-    licence: str = ""
-    category: str = ""
+    licence: Words = ""
+    category: Words = ""
     kind: Kind
     meta: dict[str, JsonValue] = {}
 
@@ -64,6 +66,15 @@ class _Row(_Model):
     def _meta_is_free(self) -> _Row:
         if taken := [name for name in IN_META if name in self.meta]:
             raise ValueError(f"meta may not use the names of fields: {taken}")
+        return self
+
+    @model_validator(mode="after")
+    def _meta_can_be_written(self) -> _Row:
+        """Python's JSON reads NaN and lone surrogates, and no column takes them."""
+        try:
+            json.dumps(self.meta, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError as error:
+            raise ValueError(f"meta cannot be written as JSON: {error}") from error
         return self
 
 
@@ -85,8 +96,8 @@ class ScriptRow(_Row):
         turns: 1..10 user turns.
     """
 
-    system: str = ""
-    question: str = ""
+    system: Words = ""
+    question: Words = ""
     answer: Text | None = None
     turns: tuple[Question, ...] = Field(min_length=1, max_length=MAX_TURNS)
 
@@ -94,7 +105,7 @@ class ScriptRow(_Row):
 class SftRow(_Row):
     """A whole dialogue: every user turn has its reply."""
 
-    system: str = ""
+    system: Words = ""
     turns: tuple[Exchange, ...] = Field(min_length=1, max_length=MAX_TURNS)
 
 

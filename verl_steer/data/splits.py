@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_steer.data import rows as rl
-from verl_steer.data.rows import IMAGE, IMAGES, DataError, RowError, image_column, read_images
+from verl_steer.data.rows import IMAGE, IMAGES, DataError, RowError, image_column, read_images, reading_parquet
 from verl_steer.data.schemas import (
     VERSION,
     AnyRow,
@@ -164,10 +164,8 @@ def layout_of(path: Path) -> Layout:
     Raises:
         DataError: Not parquet, none of ours, or written by a newer version.
     """
-    try:
+    with reading_parquet(path):
         schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}") from error
     version = int((schema.metadata or {}).get(b"verl_steer.version", b"1"))
     if version > VERSION:
         raise DataError(f"{path} has version {version} of the schemas, this verl_steer reads {VERSION}: update it")
@@ -178,10 +176,14 @@ def layout_of(path: Path) -> Layout:
 
 
 def read_split(path: Path, layout: Layout | None = None) -> Iterator[AnyRow | RowError]:
-    """Rows of a split in order; one that breaks a rule comes as its fault."""
+    """Rows of a split in order; one that breaks a rule comes as its fault.
+
+    Raises:
+        DataError: The file is damaged.
+    """
     layout = layout or layout_of(path)
     number = 0
-    with pq.ParquetFile(path) as file:
+    with reading_parquet(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=64):
             for columns in batch.to_pylist():
                 try:

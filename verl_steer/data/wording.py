@@ -49,13 +49,24 @@ def split_placeholders(text: str, where: str) -> tuple[int, str]:
     return len(pieces) - 1, rest
 
 
+def check_characters(text: str) -> str:
+    """The rule for every text of a row, also an empty one: a file can hold it.
+
+    Raises:
+        ValueError: With what is wrong; pydantic adds the field.
+    """
+    if _SURROGATE.search(text):
+        raise ValueError("holds half a character (a lone surrogate), which no file can hold")
+    return text
+
+
 def check_text(text: str) -> str:
     """The rule of the schemas: what `clean` gives, and not empty.
 
     Raises:
         ValueError: With what is wrong; pydantic adds the field.
     """
-    if not text:
+    if not check_characters(text):
         raise ValueError("is empty")
     if text[0].isspace() or text[-1].isspace():
         raise ValueError("begins or ends with white space; strip it")

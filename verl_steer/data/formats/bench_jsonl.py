@@ -37,6 +37,8 @@ def decode(record: Record, at: At) -> BenchRow:
 
 
 def _pictures(images: Any, at: At) -> tuple[Any, ...]:
+    if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
+        raise RowError("images of a turn must be a list of {path, sha256}")
     found = at.pictures([image["path"] for image in images])
     for image, stored in zip(found, images, strict=True):
         if image.sha256 != stored["sha256"]:
