@@ -58,7 +58,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-pixels", type=int, default=50_000_000, help="of one picture (default 50 million)")
     parser.add_argument("--hub", default="", help="data set id, if not the source's own")
     parser.add_argument("--config", default="", help="configuration on the hub")
-    parser.add_argument("--split", default="", help="split on the hub or in a saved DatasetDict")
+    parser.add_argument("--split", default="", help="split on the hub or in a saved DatasetDict; other files are named")
     parser.add_argument("--kind", choices=("benign", "obfuscated", "red_team"), help="instead of the source's")
     parser.add_argument("--subset", default="", help="subset of bench rows, instead of the source's")
     parser.add_argument("--image", type=Path, help="a picture to show in every dialogue")
@@ -128,8 +128,9 @@ def _sources(arguments: argparse.Namespace) -> int:
 
 def _convert(arguments: argparse.Namespace) -> int:
     from verl_steer.data import sources
-    from verl_steer.data.convert import Options, convert
+    from verl_steer.data.convert import convert
     from verl_steer.data.images import SIZES, ImagePolicy
+    from verl_steer.data.options import Options
     from verl_steer.data.rows import DataError
     from verl_steer.dialogue import Kind
 
@@ -168,7 +169,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     _why(account.rejected_path, account.rejected)
     if account.missing:
         sys.stdout.write(f"{account.missing} lack the file of a picture; put it there and repeat the command\n")
-    return 0
+    return 1 if account.read and not account.written else 0
 
 
 def _why(path: Path, count: int) -> None:

@@ -11,6 +11,8 @@ from verl_steer.data.schemas import AnyRow, BenchRow, RlRow, ScriptRow, SeedRow,
 from verl_steer.data.wording import clean
 from verl_steer.dialogue import ImageRef, Kind
 
+SYSTEM = "system"  # where a seed keeps the system prompt in its meta; no adapter uses the name
+
 
 @dataclass(frozen=True)
 class Said:
@@ -66,6 +68,8 @@ def to_row(conversation: Conversation, split: str, index: int) -> AnyRow:
         if len(c.turns) != 1:
             raise RowError(f"row {c.id!r}: a seed is one question, this has {len(c.turns)} user turns")
         said = c.turns[0]
+        # A seed has no column for it, and the risk of a question may hang on it.
+        common["meta"] = {**c.meta, **({SYSTEM: clean(c.system)} if clean(c.system) else {})}
         return build(
             SeedRow, {**common, "question": clean(said.text), "images": tuple(said.images), "answer": _answer(c)}
         )

@@ -10,62 +10,26 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from verl_steer.data.conversation import Conversation, Said, to_row
-from verl_steer.data.images import ImagePolicy, load
-from verl_steer.data.parts import Account, Part, Parts
-from verl_steer.data.published import Published, files_of, read, read_hub
+from verl_steer.data.images import load
+from verl_steer.data.options import Options, check
+from verl_steer.data.parts import Account, Part, Parts, file_hash
+from verl_steer.data.published import Published, files_of, read, read_hub, told_apart
 from verl_steer.data.refused import refusal
 from verl_steer.data.rows import DataError, MissingPicture, RowError
 from verl_steer.data.schemas import VERSION, AnyRow
 from verl_steer.data.sources.base import At, Record, Source
 from verl_steer.data.splits import LAYOUTS, table
-from verl_steer.dialogue import ImageRef, Kind
+from verl_steer.dialogue import ImageRef
 
 PART_ROWS, PART_BYTES = 2000, 64 * 2**20
 _CHUNK = 64  # rows handed to the threads at a time
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a conversion depends on besides its source.
-
-    Attributes:
-        to: Split: seed, script, rl, sft or bench.
-        paths: Local files or folders; empty: from the hub.
-        hub: Data set id, if not the source's own.
-        config: Hub configuration.
-        split: Split on the hub or in a saved DatasetDict.
-        images: Folder that relative picture paths begin in; None: beside the table.
-        policy: Limits and form of pictures.
-        image: A picture shown in every dialogue, for sources that have none.
-        image_turn: 1-based turn that shows it.
-        kind, subset: Replace what the adapter says.
-        last_question: Keep the last user question alone, with all pictures: a seed out of a conversation.
-        limit: Stops after so many rows; 0: all.
-        workers: Threads that decode pictures.
-    """
-
-    to: str
-    paths: tuple[Path, ...] = ()
-    hub: str = ""
-    config: str = ""
-    split: str = ""
-    images: Path | None = None
-    policy: ImagePolicy = field(default_factory=ImagePolicy)
-    image: Path | None = None
-    image_turn: int = 1
-    kind: Kind | None = None
-    subset: str = ""
-    last_question: bool = False
-    limit: int = 0
-    workers: int = 2
 
 
 def convert(source: Source, options: Options, out: Path, progress: Progress = lambda read, rejected: None) -> Account:
@@ -81,11 +45,10 @@ def convert(source: Source, options: Options, out: Path, progress: Progress = la
         The account; also of an earlier run that did just this (nothing is done again then, unless pictures were missing).
 
     Raises:
-        DataError: Something is wrong as a whole: a missing column, file or picture folder.
+        DataError: Something is wrong as a whole: a missing column, file or picture folder, or an option without effect.
     """
-    if options.to == "sft" and not source.replies:
-        raise DataError(f"{source.name} has no replies to learn from; convert it to seed, script, rl or bench")
     files = files_of(options.paths, source.files) if options.paths else []
+    check(source, options, files)
     parts = Parts(out, _plan(source, options, files))
     if account := parts.finished():
         progress(account.read, account.rejected)
@@ -112,7 +75,7 @@ def convert(source: Source, options: Options, out: Path, progress: Progress = la
 
 
 #: Goes up when adapters say something else of the same files: an account of before is then no reason not to convert.
-_ADAPTERS = 2
+_ADAPTERS = 3
 
 
 def _plan(source: Source, options: Options, files: list[Path]) -> dict[str, Any]:
@@ -120,7 +83,15 @@ def _plan(source: Source, options: Options, files: list[Path]) -> dict[str, Any]
     chosen = dataclasses.asdict(options) | {"workers": 0}
     stamps = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     plain = {key: str(value) if isinstance(value, (Path, tuple)) else value for key, value in chosen.items()}
-    return {"version": VERSION, "adapters": _ADAPTERS, "source": source.name, "options": plain, "files": stamps}
+    shown = file_hash(options.image) if options.image and options.image.is_file() else ""
+    return {
+        "version": VERSION,
+        "adapters": _ADAPTERS,
+        "source": source.name,
+        "options": plain,
+        "image": shown,
+        "files": stamps,
+    }
 
 
 def _records(source: Source, options: Options, files: list[Path]) -> Iterator[Published]:
@@ -129,8 +100,10 @@ def _records(source: Source, options: Options, files: list[Path]) -> Iterator[Pu
     Raises:
         DataError: Nothing to read from, or a column is missing.
     """
+    labels: Iterable[str] = [""]
     if files:
         streams: Iterable[Iterator[Published]] = (read(file, options.split) for file in files)
+        labels = [""] * len(files) if source.folder_in_id else told_apart(files)
     else:
         name = options.hub or source.hub
         if not name:
@@ -141,7 +114,7 @@ def _records(source: Source, options: Options, files: list[Path]) -> Iterator[Pu
                 f"(hf download {name} --repo-type dataset --local-dir DIR) and give DIR"
             )
         streams = [read_hub(name, options.config, options.split)]
-    for stream in streams:
+    for stream, label in zip(streams, labels, strict=True):
         unchecked = True
         for published in stream:
             if published.record is None:
@@ -152,7 +125,7 @@ def _records(source: Source, options: Options, files: list[Path]) -> Iterator[Pu
                 unchecked = False
             try:
                 for record in source.expand(published.record):
-                    yield dataclasses.replace(published, record=dict(record))
+                    yield dataclasses.replace(published, record=dict(record), label=label)
             except RowError as error:
                 yield dataclasses.replace(published, record=None, fault=str(error))
 

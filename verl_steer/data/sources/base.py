@@ -39,9 +39,10 @@ class At:
         return re.sub(r"-\d{5}-of-\d{5}$", "", Path(self.published.file).stem)
 
     def id(self, native: Any = None) -> str:
-        """Source, file and the row's own id, or its number where it has none."""
+        """Source, file and the row's own id, or its number where it has none; files of one name by their folders."""
         own = self.published.number if native is None else native
-        return f"{self.source}-{Path(self.published.file).stem}-{own}".replace(" ", "_")
+        folders = f"{self.published.label}-" if self.published.label else ""
+        return f"{self.source}-{folders}{Path(self.published.file).stem}-{own}".replace(" ", "_")
 
     def pictures(self, value: Any) -> tuple[ImageRef, ...]:
         """Loads one picture, a list of them, or none (null, an empty path)."""
@@ -73,6 +74,7 @@ class Source:
         replies: Some rows have replies, so they can become SFT dialogues.
         convert: Row -> conversation; raises RowError.
         expand: One published row -> the questions it holds, each counted as a row.
+        folder_in_id: The rows' own ids say what their folder says, so files of one name need no telling apart.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Source:
     replies: bool
     convert: Callable[[Record, At], Conversation] = field(repr=False)
     expand: Callable[[Record], Iterable[Record]] = field(default=lambda record: (record,), repr=False)
+    folder_in_id: bool = False
 
     def check_columns(self, published: Published) -> None:
         """Compares the first row's columns with the layouts.

@@ -42,4 +42,5 @@ SOURCE = Source(
     pictures="row",
     replies=True,
     convert=convert,
+    folder_in_id=True,
 )

@@ -70,4 +70,5 @@ SOURCE = Source(
     replies=False,
     convert=convert,
     expand=expand,
+    folder_in_id=True,
 )
