@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 from synthesis_builds import build, files_of, microworld, settings_for, write_seeds
 
+from verl_steer.checked import ConfigError
 from verl_steer.data.rows import DataError
 from verl_steer.data.schemas import SeedRow
 from verl_steer.dialogue import ImageRef, Kind
@@ -77,6 +78,28 @@ def test_a_finished_build_asks_nothing_again(finished):
         made = Build(SynthConfig.from_mapping(settings_for(server, out.parent)), [_seeds_of(out)], out)
         assert made.open() == [] and made.shards.total() == account
         assert server.requests == []
+
+
+def test_progress_counts_shards_that_end_at_the_same_time(tmp_path, seed_file):
+    told = []
+    with microworld() as server:
+        config = SynthConfig.from_mapping(settings_for(server, tmp_path, run={"rows_in_flight": 14}))
+        made = Build(config, [seed_file], tmp_path / "out")
+        asyncio.run(made.run(made.open(), lambda account, ended: told.append((account, ended))))
+    seeds_done = [account.seeds for account, _ in told]
+    assert told[-1] == (made.shards.total(), 14) and seeds_done == sorted(seeds_done)
+
+
+def test_a_source_that_is_held_must_be_one_of_the_seeds(tmp_path, seed_file):
+    with microworld() as server:
+        settings = settings_for(server, tmp_path, held_sources=["microworld", "microwrld"])
+        with pytest.raises(ConfigError) as raised:
+            Build(SynthConfig.from_mapping(settings), [seed_file], tmp_path / "out")
+        assert not server.requests
+    assert str(raised.value) == (
+        "held_sources='microwrld' is the source of no seed; did you mean microworld? (theirs: ['microworld'])"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def _seeds_of(out):

@@ -6,7 +6,7 @@ from synthesis_builds import files_of, microworld, settings_for
 pytest.importorskip("ray")
 from verl_steer.data.rows import DataError
 from verl_steer.synthesis.config import SynthConfig
-from verl_steer.synthesis.on_ray import run_on_ray
+from verl_steer.synthesis.on_ray import ShardWorker, run_on_ray
 from verl_steer.synthesis.runner import Build
 
 
@@ -36,3 +36,15 @@ def test_a_build_over_ray_equals_a_local_one(finished, seed_file, tmp_path, monk
         settings = settings_for(server, tmp_path)
         settings["roles"]["all"]["outage_s"] = 0.1
         run_on_ray(SynthConfig.from_mapping(settings), [seed_file], tmp_path / "gone", made.open(), 1, lambda *_: None)
+
+
+def test_a_shard_that_ray_asks_for_again_is_not_paid_again(seed_file, tmp_path):
+    """Ray repeats the task of a worker that died, also where it had committed its shard before."""
+    with microworld() as server:
+        config = SynthConfig.from_mapping(settings_for(server, tmp_path))
+        first = ShardWorker(config, [seed_file], tmp_path / "out")({"shard": 2})
+        asked = len(server.requests)
+        before = files_of(tmp_path / "out")
+        again = ShardWorker(config, [seed_file], tmp_path / "out")({"shard": 2})
+        assert asked == len(server.requests) > 0
+    assert again == first and first["seeds"] == 4 and files_of(tmp_path / "out") == before

@@ -166,6 +166,14 @@ def test_a_category_that_nobody_reviewed_is_filtered_and_never_asked_about(tmp_p
     [
         ({"seed": "one"}, "synth.seed='one': must be int"),
         ({"selection": {"sft": {"sise": 3}}}, "did you mean size?"),
+        (
+            {"held_sources": "microwrold"},
+            "held_sources='microwrold' is the source of no seed; did you mean microworld?",
+        ),
+        (
+            {"selection": {"bench": {"sources": ["microworld", "vlsbench"]}}},
+            "selection.bench.sources='vlsbench' is the source of no seed (theirs: ['microworld'])",
+        ),
     ],
 )
 def test_a_wrong_setting_is_said_before_any_call(tmp_path, capsys, change, says):
@@ -174,6 +182,23 @@ def test_a_wrong_setting_is_said_before_any_call(tmp_path, capsys, change, says)
         (tmp_path / "build.yaml").write_text(yaml.safe_dump({**settings_for(server, tmp_path), **change}))
         assert command(tmp_path) == 2
         assert says in capsys.readouterr().err and not server.requests
+
+
+@pytest.mark.parametrize(
+    ("selection", "more"),
+    [
+        ({"bench": {"size": 0, "sources": "vlsbench"}}, ()),  # the split is left out
+        ({"bench": {"sources": "vlsbench"}, "without": ["source"]}, ()),  # nobody asks
+        ({"bench": {"sources": "vlsbench"}}, ("--no-select",)),
+        ({"bench": {"sources": []}}, ()),  # all
+    ],
+)
+def test_sources_that_nothing_asks_for_may_be_missing(tmp_path, selection, more):
+    write_seeds(tmp_path / "seeds.parquet", seeds(1, 1))
+    with microworld() as server:
+        settings = {**settings_for(server, tmp_path), "selection": {"allow_short": True, **selection}}
+        (tmp_path / "build.yaml").write_text(yaml.safe_dump(settings))
+        assert command(tmp_path, *more) == 0
 
 
 def test_seeds_must_be_seeds(world, capsys, tmp_path):

@@ -64,6 +64,8 @@ def _build(arguments: argparse.Namespace) -> int:
     config, mapping = load(arguments.config, red_team=not arguments.no_red_team)
     selection = SelectionConfig.from_mapping({"seed": config.seed, **mapping})  # before an hour of calls, not after
     build = Build(config, arguments.seeds, arguments.out)
+    if not arguments.no_select:
+        _check_sources(build, selection)
     if arguments.retry_failed:
         build.shards.reopen_failed()
     numbers = build.open()
@@ -77,6 +79,16 @@ def _build(arguments: argparse.Namespace) -> int:
     account = build.shards.close_account()
     sys.stdout.write(_summary(account, arguments.out))
     return 0 if arguments.no_select else _select(build, selection, arguments.out)
+
+
+def _check_sources(build: Build, selection: SelectionConfig) -> None:
+    """Candidates are of their seeds' sources, so what `SPLIT.sources` can take is known before the first call."""
+    from verl_steer.synthesis.selection_config import SPLITS
+
+    for split in SPLITS:
+        wanted = selection.split(split)
+        if wanted.size and selection.on("source"):  # else nothing asks for them
+            build.seeds.check_sources(f"selection.{split}.sources", wanted.sources)
 
 
 def _select(build: Build, config: SelectionConfig, out: Path) -> int:

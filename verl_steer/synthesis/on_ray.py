@@ -29,9 +29,10 @@ class ShardWorker:
         self._build = Build(config, seeds, out)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """One shard."""
+        """One shard; one that is done is left alone: Ray may ask again for what a lost worker had finished."""
         number = int(row["shard"])
-        asyncio.run(self._build.run([number]))
+        if self._build.shards.account(number) is None:
+            asyncio.run(self._build.run([number]))
         account = self._build.shards.account(number)
         assert account is not None, "run commits its shards or raises"
         return {"shard": number, "seeds": account.seeds, "failed": account.failed, "kept": account.candidates.total()}

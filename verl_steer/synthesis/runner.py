@@ -41,13 +41,14 @@ class Build:
         out: The build's folder.
 
     Raises:
-        ConfigError: The red team is on and its categories are not reviewed.
+        ConfigError: The red team is on and its categories are not reviewed, or no seed is of a source that is held.
         DataError: A file is no seed split, or the folder holds another build.
     """
 
     def __init__(self, config: SynthConfig, seeds: Iterable[Path], out: Path) -> None:
         self.config = config
         self.seeds = SeedFiles(tuple(seeds))
+        self.seeds.check_sources("held_sources", config.held_sources)
         self.review, self.approved = approval(config.red_team.enabled, config.red_team.review)
         self.shards = Shards(out, plan_of(config, self.seeds, self.review))
         if self.review is not None:
@@ -86,9 +87,10 @@ class Build:
         async def shard(number: int) -> None:
             nonlocal done
             try:
-                done += await self._shard(number, cast, slots, row_ended)
+                account = await self._shard(number, cast, slots, row_ended)
             finally:
                 window.release()
+            done += account  # not `done += await`: that adds to what `done` was before, and other shards end meanwhile
             progress(done, ended)
 
         try:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from verl_steer.checked import ConfigError
 from verl_steer.data.parts import file_hash
-from verl_steer.data.rows import DataError, RowError
+from verl_steer.data.rows import DataError, RowError, reading_parquet
 from verl_steer.data.schemas import SeedRow
 from verl_steer.data.splits import LAYOUTS, layout_of
 
@@ -23,7 +25,10 @@ class SeedFiles:
         paths: At least one.
 
     Raises:
-        DataError: A file is no seed split.
+        DataError: A file is no seed split, or damaged.
+
+    Attributes:
+        sources: The names that stand in the column `source`.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -38,22 +43,38 @@ class SeedFiles:
                 self._groups += [
                     (path, n, file.metadata.row_group(n).num_rows) for n in range(file.metadata.num_row_groups)
                 ]
-        self._repeated = self._find_repeated()
+        self.sources: set[str] = set()
+        self._repeated = self._scan()
 
-    def _find_repeated(self) -> frozenset[int]:
-        """Places of seeds whose id an earlier one has: in a journal they would meet that one's answers."""
+    def _scan(self) -> frozenset[int]:
+        """Takes down the sources; returns places of seeds whose id an earlier one has, as they would meet its answers
+        in a journal."""
         seen: set[bytes] = set()
         repeated, number = [], 0
         for path in self.paths:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(columns=["id"], use_threads=False):
-                    for name in batch.column(0).to_pylist():
+            with reading_parquet(path), pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(columns=["id", "source"], use_threads=False):
+                    columns = batch.to_pydict()
+                    self.sources.update(name for name in columns.get("source", ()) if name is not None)
+                    for name in columns["id"]:
                         key = hashlib.blake2b(str(name).encode("utf-8", "surrogatepass"), digest_size=12).digest()
                         if key in seen:
                             repeated.append(number)
                         seen.add(key)
                         number += 1
         return frozenset(repeated)
+
+    def check_sources(self, key: str, names: Iterable[str]) -> None:
+        """Are there seeds of every source that a setting names? Else it does nothing, and says nothing of it.
+
+        Raises:
+            ConfigError: The setting, the name, the nearest right one, and all there are.
+        """
+        for name in names:
+            if name not in self.sources:
+                close = difflib.get_close_matches(name, sorted(self.sources), n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise ConfigError(f"{key}={name!r} is the source of no seed{hint} (theirs: {sorted(self.sources)})")
 
     def __len__(self) -> int:
         return sum(rows for _, _, rows in self._groups)
@@ -72,7 +93,7 @@ class SeedFiles:
 
     def _part(self, path: Path, group: int, first: int, start: int, stop: int) -> Iterator[SeedRow | RowError]:
         number = first
-        with pq.ParquetFile(path) as file:
+        with reading_parquet(path), pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=64, row_groups=[group], use_threads=False):
                 if number + batch.num_rows > start and number < stop:
                     wanted = batch.slice(
