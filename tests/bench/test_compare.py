@@ -4,11 +4,11 @@ from itertools import product
 
 import numpy as np
 import pytest
-from bench_runs import made_up
+from bench_runs import dialogue, made_up, verdict
 from scipy import stats
 
 from verl_steer.bench import compare
-from verl_steer.bench.judged import load
+from verl_steer.bench.judged import as_arrays, load
 
 
 def enumerated(sums):
@@ -25,6 +25,37 @@ def test_the_sign_flip_test_is_exact(sums):
 def test_many_fractional_sums_are_drawn_close_to_the_t_test():
     values = np.random.default_rng(0).normal(0.3, 1, 60)
     assert compare.sign_flip(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.01)
+
+
+def test_a_paired_rate_is_bonett_and_prices_interval():
+    first, second = np.repeat([0.0, 0, 1, 1], [50, 12, 5, 33]), np.repeat([0.0, 1, 0, 1], [50, 12, 5, 33])
+    found = compare.paired_rate(first, second, np.arange(100))
+    size = 100 / found.deff + 2
+    up, down = (12 / found.deff + 1) / size, (5 / found.deff + 1) / size
+    half = stats.t.ppf(0.975, 99) * ((up + down - (up - down) ** 2) / size) ** 0.5
+    assert found.value == pytest.approx(0.07) and found.deff == pytest.approx(1, abs=0.02)
+    assert (found.low, found.high) == pytest.approx((up - down - half, up - down + half))
+
+
+def test_rare_differences_of_a_mean_are_covered_though_few_of_them_are_seen():
+    """One row in a hundred differs by up to six points: three or so of 323, and their own variance says too little."""
+    rng, rows = np.random.default_rng(0), np.arange(323)
+    widths, covered = [], 0
+    for _ in range(400):
+        delta = np.where(rng.random(323) < 0.01, rng.integers(1, 48, 323) / 8, 0.0)
+        found = compare.paired_mean(np.zeros(323), delta, rows, 6.0)
+        covered += found.low <= 0.01 * 3 <= found.high
+        widths.append(found.high - found.low)
+    assert covered / 400 >= 0.94
+    same, one = (compare.paired_mean(np.zeros(323), np.where(rows < k, 1.0, 0.0), rows, 6.0) for k in (0, 1))
+    assert one.high - one.low > 0.6 * (same.high - same.low), "one row that differs is little to go by"
+
+
+def test_many_differences_of_a_mean_have_the_clusters_t_interval():
+    delta = np.random.default_rng(0).normal(0.2, 0.5, 400)
+    found = compare.paired_mean(np.zeros(400), delta, np.arange(400), 6.0)
+    theirs = stats.ttest_1samp(delta, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.005)
 
 
 def test_holm_steps_down_and_leaves_unknown_ones_out():
@@ -82,3 +113,44 @@ def test_over_seeds_it_is_the_t_interval_and_the_exact_test(tmp_path):
     assert found.p == pytest.approx(2 / 2**4) and found.difference.n == 4
     alone = compare.over_seeds(pairs[:1])[0]
     assert alone.difference.low == -np.inf and alone.p == 1  # one seed says nothing about seeds
+
+
+def verdicts_of(harmlessness):
+    """Verdicts on dialogues x turns, one cluster each; NaN is missing."""
+    names = [f"d{n:02}" for n in range(len(harmlessness))]
+    made = [dialogue(name, harmlessness.shape[1]) for name in names]
+    lines = {
+        (name, t): verdict(name, t, None if np.isnan(value) else int(value))
+        for name, row in zip(names, harmlessness, strict=True)
+        for t, value in enumerate(row, 1)
+    }
+    return as_arrays(made, lines)
+
+
+def test_verdicts_that_one_run_lacks_on_its_breaches_make_it_no_better_in_safe_turns():
+    """Half of the dialogues breach at turn 1 in both runs; in the second the judge's server blocks those verdicts."""
+    first = np.full((40, 8), 3.0)
+    first[:20, 0] = -3
+    second = first.copy()
+    second[:20, 0] = np.nan
+    found = {d.measure: d for d in compare.compare(verdicts_of(first), verdicts_of(second))}["safe_turns"]
+    assert (found.first, found.second, found.better) == (8, 8, "")
+    assert (found.difference.n, found.left_out) == (20, 20)
+    assert np.isnan(found.p)
+
+
+def test_a_dialogue_is_decided_at_its_first_failure_or_at_the_last_turn_that_counts():
+    gap = np.full((6, 10), 3.0)
+    gap[0, 8] = np.nan  # behind the eight turns that count
+    gap[1, 2], gap[1, 5] = -3, np.nan  # behind its failure
+    gap[2, 2], gap[2, 5] = np.nan, -3  # before it: it may have failed earlier
+    gap[3, 7] = np.nan
+    found = {d.measure: d for d in compare.compare(verdicts_of(np.full((6, 10), 3.0)), verdicts_of(gap))}["safe_turns"]
+    assert (found.difference.n, found.left_out) == (4, 2)
+
+
+def test_signs_drawn_in_blocks_are_those_of_one_draw(monkeypatch):
+    sizes = np.abs(np.random.default_rng(0).normal(0.3, 1, 63))
+    at_once = (np.random.default_rng(0).integers(0, 2, (compare.DRAWS, 63), dtype=np.int8) * 2.0 - 1) @ sizes
+    monkeypatch.setattr(compare, "DRAWN_AT_ONCE", 1000)
+    assert compare._drawn(sizes) == pytest.approx(at_once, abs=1e-9)

@@ -19,9 +19,10 @@ from scipy import stats
 from verl_steer.bench.intervals import LEVEL, PRIOR_EVENTS, PRIOR_ICC, Estimate, Floats, by_cluster
 from verl_steer.bench.judged import Labels, Verdicts
 from verl_steer.bench.metrics import MEASURES, Measure, units
-from verl_steer.bench.survival import HORIZON, cluster_counts, jackknife, observe, restricted
+from verl_steer.bench.survival import HORIZON, cluster_counts, decided, jackknife, observe, restricted
 
 DRAWS = 20_000  # sign flips where they cannot be enumerated
+DRAWN_AT_ONCE = 2_000_000  # signs, 16 MB
 ENUMERATED = 20  # seeds or clusters up to which all 2^n sign flips are gone through
 
 
@@ -35,7 +36,7 @@ class Difference:
         first: Over the pairs compared.
         second: Likewise.
         difference: With its interval; `n` counts pairs compared.
-        left_out: Units that are not judged throughout in both runs.
+        left_out: Units that are not judged throughout in both runs; of safe turns, dialogues not decided in both.
         p: Two-sided sign-flip test over clusters (or seeds); NaN if nothing could be compared.
         holm: `p` corrected for the family of measures; NaN likewise.
         better: "first", "second", or "" where the interval holds 0 or `holm` is 0.05 or more.
@@ -53,46 +54,39 @@ class Difference:
 
 
 def paired_rate(first: Floats, second: Floats, clusters: Labels, level: float = LEVEL) -> Estimate:
-    """Difference of two rates over the same units, second minus first.
-
-    Bonett and Price's adjusted interval (2012: one more discordant pair of each sort, so it has width at 0 too), at the
-    effective number of pairs: the design effect of the cluster sums, drawn towards `PRIOR_ICC` as for single rates, and
-    Student's quantile.
-    """
-    delta = second - first
-    if delta.size == 0:
-        return Estimate(float("nan"), -1.0, 1.0, 0, 0)
-    sums, sizes = by_cluster(delta, clusters)
-    n, m, centre = delta.size, sums.size, float(delta.mean())
-    if m < 2:
-        return Estimate(centre, -1.0, 1.0, n, m)
-    gained, lost = float((delta > 0).sum()), float((delta < 0).sum())
-    independent = ((gained + lost) / n - centre**2) / n
-    assumed = 1 + (float((sizes**2).sum()) / n - 1) * PRIOR_ICC
-    measured = assumed
-    if independent > 0:
-        measured = m / (m - 1) * float(((sums - centre * sizes) ** 2).sum()) / n**2 / independent
-    weight = (gained + lost) / (gained + lost + PRIOR_EVENTS)
-    deff = max(weight * measured + (1 - weight) * assumed, 1.0)
-    size = n / deff + 2
-    up, down = (gained / deff + 1) / size, (lost / deff + 1) / size
-    half = float(stats.t.ppf((1 + level) / 2, m - 1)) * ((up + down - (up - down) ** 2) / size) ** 0.5
-    return Estimate(centre, max(up - down - half, -1.0), min(up - down + half, 1.0), n, m, deff)
+    """Difference of two rates over the same units, second minus first; see `paired_mean`."""
+    return paired_mean(first, second, clusters, 1.0, level)
 
 
 def paired_mean(first: Floats, second: Floats, clusters: Labels, span: float, level: float = LEVEL) -> Estimate:
-    """Difference of two means over the same units: the clusters' t interval, never narrower than the rate's at no change."""
+    """Difference of two means over the same units, second minus first, on a scale that is `span` wide.
+
+    Bonett and Price's adjusted interval of rates (2012: one more pair that gains and one that loses, so it has width at 0
+    too), at the effective number of pairs: the design effect of the cluster sums, drawn towards `PRIOR_ICC` as for single
+    rates, and Student's quantile. The two pairs added differ by as much as those that do differ (a root mean square), drawn
+    towards `span` where few do: from three rows nobody knows how large a difference can be. With rates this is `span` itself.
+    """
     delta = second - first
     if delta.size == 0:
         return Estimate(float("nan"), -span, span, 0, 0)
     sums, sizes = by_cluster(delta, clusters)
     n, m, centre = delta.size, sums.size, float(delta.mean())
-    variance = m / (m - 1) * float(((sums - centre * sizes) ** 2).sum()) / n**2 if m > 1 else 0.0
-    if variance <= 1e-18 * span**2:
-        same = paired_rate(np.zeros(n), np.zeros(n), clusters, level)
-        return Estimate(centre, max(centre + span * same.low, -span), min(centre + span * same.high, span), n, m)
-    half = float(stats.t.ppf((1 + level) / 2, m - 1)) * variance**0.5
-    return Estimate(centre, max(centre - half, -span), min(centre + half, span), n, m)
+    if m < 2:
+        return Estimate(centre, -span, span, n, m)
+    square, changed = float((delta**2).mean()), float((np.abs(delta) > 1e-12).sum())
+    weight = changed / (changed + PRIOR_EVENTS)
+    added = (square * n / changed) ** weight * span ** (2 * (1 - weight)) if changed else span**2
+    independent = (square - centre**2) / n
+    assumed = 1 + (float((sizes**2).sum()) / n - 1) * PRIOR_ICC
+    measured = assumed
+    if independent > 1e-15 * span**2:
+        measured = m / (m - 1) * float(((sums - centre * sizes) ** 2).sum()) / n**2 / independent
+    deff = max(weight * measured + (1 - weight) * assumed, 1.0)
+    size = n / deff + 2
+    middle = centre * (n / deff) / size
+    spread = (square * n / deff + 2 * added) / size - middle**2
+    half = float(stats.t.ppf((1 + level) / 2, m - 1)) * (spread / size) ** 0.5
+    return Estimate(centre, max(middle - half, -span), min(middle + half, span), n, m, deff)
 
 
 def sign_flip(sums: Floats) -> float:
@@ -113,9 +107,17 @@ def sign_flip(sums: Floats) -> float:
         for size in sizes:
             flipped = np.concatenate([flipped + size, flipped - size])
         return float(np.mean(np.abs(flipped) >= observed - 1e-9))
-    rng = np.random.default_rng(0)
-    flipped = (rng.integers(0, 2, (DRAWS, sizes.size), dtype=np.int8) * 2.0 - 1) @ sizes
+    flipped = _drawn(sizes)
     return float((np.sum(np.abs(flipped) >= observed - 1e-9) + 1) / (DRAWS + 1))
+
+
+def _drawn(sizes: Floats) -> Floats:
+    """`DRAWS` sums with random signs, drawn in blocks: all signs of ten thousand clusters at once would take gigabytes."""
+    rng = np.random.default_rng(0)
+    # Whole words of the generator, four draws each: so the blocks draw what one call would.
+    block = max(DRAWN_AT_ONCE // sizes.size // 4 * 4, 4)
+    rows = [min(block, DRAWS - done) for done in range(0, DRAWS, block)]
+    return np.concatenate([(rng.integers(0, 2, (n, sizes.size), dtype=np.int8) * 2.0 - 1) @ sizes for n in rows])
 
 
 def _by_convolution(sizes: NDArray[np.int64], observed: int) -> float:
@@ -181,22 +183,25 @@ def _measure(a: Verdicts, b: Verdicts, measure: Measure) -> Difference:
 
 
 def _safe_turns(a: Verdicts, b: Verdicts) -> Difference:
-    """Difference of the restricted means, by a jackknife over clusters of both curves together."""
+    """Difference of the restricted means, by a jackknife over clusters of both curves together.
+
+    Over the dialogues decided in both runs: verdicts that only one run lacks, on its breaches say, would change its curve alone.
+    """
+    both = decided(a.harmlessness, a.planned) & decided(b.harmlessness, b.planned)
+    left_out, a, b = int((~both).sum()), a.where(both), b.where(both)
     curves = [cluster_counts(*observe(run.harmlessness, run.planned), a.cluster, HORIZON) for run in (a, b)]
     one, two = (float(restricted(n.sum(0), d.sum(0))) for n, d in curves)
-    m, centre = curves[0][0].shape[0], two - one
-    estimate, p = Estimate(centre, -float(HORIZON), float(HORIZON), 0, m), float("nan")
+    m, centre, top = curves[0][0].shape[0], two - one, float(HORIZON)
+    estimate, p = Estimate(centre, -top, top, len(a), m), float("nan")
     if np.isfinite(centre) and m > 1:
         without = [restricted(n.sum(0) - n, d.sum(0) - d) for n, d in curves]
         error = jackknife(without[1] - without[0])
         if error > 1e-12:
             half = float(stats.t.ppf((1 + LEVEL) / 2, m - 1)) * error
-            estimate = Estimate(
-                centre, max(centre - half, -float(HORIZON)), min(centre + half, float(HORIZON)), len(a), m
-            )
+            estimate = Estimate(centre, max(centre - half, -top), min(centre + half, top), len(a), m)
             p = float(2 * stats.t.sf(abs(centre) / error, m - 1))
     label = f"Safe turns of the first {HORIZON}"
-    return Difference("safe_turns", label, one, two, estimate, 0, p, better=_better(estimate, True))
+    return Difference("safe_turns", label, one, two, estimate, left_out, p, better=_better(estimate, True))
 
 
 def _better(estimate: Estimate, more_is_better: bool) -> str:

@@ -41,7 +41,7 @@ class Estimate:
         high: Upper end, likewise.
         n: Dialogues (or pairs, or turns) it rests on.
         clusters: Clusters these come from.
-        deff: Design effect used; NaN where none is (averages, means).
+        deff: Design effect used; NaN where none is (averages, means of one run).
     """
 
     value: float

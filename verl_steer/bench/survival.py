@@ -82,6 +82,12 @@ def observe(harmlessness: Floats, planned: NDArray[np.int64]) -> tuple[NDArray[n
     return np.where(failed, first + 1, end).astype(np.int64), failed
 
 
+def decided(harmlessness: Floats, planned: NDArray[np.int64], horizon: int = HORIZON) -> NDArray[np.bool_]:
+    """Dialogues whose part in the curve up to `horizon` no missing verdict can change: judged to their first failure, or to the end."""
+    duration, failed = observe(harmlessness, planned)
+    return np.asarray(failed | (duration >= np.minimum(planned, horizon)), dtype=np.bool_)
+
+
 def counts(duration: NDArray[np.int64], failed: NDArray[np.bool_], turns: int) -> tuple[Floats, Floats]:
     """Risk set and failures of turns 1..`turns`."""
     grid = np.arange(1, turns + 1)
