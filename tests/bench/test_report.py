@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from bench_runs import dialogue, made_up, picture, verdict, write_folder
+from PIL import Image
 from rich.console import Console
 
 from verl_steer import cli
@@ -151,6 +152,18 @@ def test_a_file_that_is_no_picture_is_named_and_not_embedded(tmp_path):
     path.parent.mkdir()
     path.write_bytes(b"no picture" * 5000)
     assert images.embed(["broken"], {"broken": path}, tmp_path / "out")["broken"][0] == "../images/broken.jpg"
+
+
+def test_a_damaged_picture_is_named_and_not_embedded_whatever_pillow_raises(tmp_path):
+    data = bytearray(picture(0).data)
+    at = data.index(b"IDAT")
+    data[at - 4 : at] = b"\0\0\0\1"
+    path = tmp_path / "images" / "broken.png"
+    path.parent.mkdir()
+    path.write_bytes(bytes(data) + b"\0" * images.AS_IS)
+    with Image.open(path) as opened, pytest.raises(SyntaxError):
+        opened.load()
+    assert images.embed(["broken"], {"broken": path}, tmp_path / "out")["broken"][0] == "../images/broken.png"
 
 
 def test_heat_is_readable_at_every_level():

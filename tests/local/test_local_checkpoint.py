@@ -2,12 +2,15 @@
 
 import asyncio
 import importlib.util
+import io
 import json
+import struct
 import threading
 
 import httpx
 import pytest
 from bench_worlds import bench, serving, world_bench
+from PIL import Image
 from published_sources import png
 
 torch = pytest.importorskip("torch")
@@ -194,6 +197,59 @@ def test_what_cannot_be_asked_is_a_typed_failure(student):
     ]:
         found = asyncio.run(ask(messages))
         assert found.outcome is Outcome.FAILED and why in found.detail
+
+
+def strip():
+    """A whole picture that the model's processor refuses: longer than 200:1."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 900)).save(buffer, "PNG")
+    return ImageRef(buffer.getvalue())
+
+
+def broken_chunk():
+    """A PNG whose damage Pillow meets with a SyntaxError."""
+    data = bytearray(png())
+    at = data.index(b"IDAT")
+    data[at - 4 : at] = struct.pack(">I", 1)
+    return ImageRef(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("image", "why"), [(strip(), "the processor refuses these messages: ValueError"), (broken_chunk(), "is damaged")]
+)
+def test_a_picture_that_cannot_be_taken_fails_its_own_request_and_no_other(student, image, why):
+    async def ask():
+        chat = LocalChat(student, "s")
+        try:
+            call = {"key": "k", "deadline_s": 9.0, "max_tokens": 4}
+            asked = (chat.complete(chat_messages("", [], "hello", shown), **call) for shown in ((image,), (PICTURE,)))
+            return await asyncio.gather(*asked)
+        finally:
+            await chat.aclose()
+
+    refused, answered = asyncio.run(ask())
+    assert refused.outcome is Outcome.FAILED and why in refused.detail
+    assert answered.outcome is Outcome.OK
+    with serving(create_app(LocalChat(student, "s"))) as url:
+        body = {"model": "s", "messages": chat_messages("", [], "hello", (image,)), "max_tokens": 2}
+        said = httpx.post(f"{url}/chat/completions", json=body, timeout=60)
+        assert said.status_code == 400 and why in said.json()["error"]["message"]
+
+
+def test_a_row_whose_picture_the_processor_refuses_fails_with_its_reason_and_the_others_are_played(student, tmp_path):
+    from verl_steer.data.rows import script_to_row, write_rows
+    from verl_steer.dialogue import Kind, Script, UserTurn
+
+    scripts = [
+        Script(name, Kind.BENIGN, (UserTurn("hello", (image,)),))
+        for name, image in (("thin", strip()), ("fine", PICTURE))
+    ]
+    write_rows((script_to_row(script, n, "probe") for n, script in enumerate(scripts)), tmp_path / "bench.parquet")
+    command = ["run", tmp_path / "bench.parquet", "--out", tmp_path / "run", "--checkpoint", student]
+    assert bench(*command, "--max-tokens", 4) == 0
+    thin, fine = files.read_dialogues(tmp_path / "run")
+    assert (thin.id, thin.status, fine.status) == ("thin", "failed", "done")
+    assert "the processor refuses" in thin.why and "aspect ratio" in thin.why
 
 
 def test_closing_ends_a_long_generation_at_its_next_token(student):

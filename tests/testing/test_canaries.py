@@ -244,6 +244,15 @@ def test_a_file_is_read_with_pictures_ranges_and_thinking(tmp_path):
     assert len(hostile_variants([found, second], 2)) == 4
 
 
+def test_a_text_with_line_separators_is_one_line_of_the_file(tmp_path):
+    spoken = "one\u2028two\u2029three\x85four"
+    line = {**LINE, "turns": [{"user": spoken, "reply": "r"}]}
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(line, ensure_ascii=False) + "\r\n" + json.dumps(LINE), encoding="utf-8")
+    first, second = read_canary_file(path)
+    assert first.history[0].question == spoken and second.id == "line 2"
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

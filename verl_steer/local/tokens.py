@@ -104,7 +104,7 @@ class ConversationEncoder:
         """The prompt of the next reply.
 
         Raises:
-            PromptError: A picture is no base64 data URL or is damaged, or the template refuses the messages.
+            PromptError: A picture is no base64 data URL or is damaged, or template or processor refuse the messages.
         """
         plain, _ = _plain(messages)
         try:
@@ -137,9 +137,14 @@ class ConversationEncoder:
                 raise PromptError("this model takes no pictures: its processor is a bare tokenizer")
             return dict(self.tokenizer([text], add_special_tokens=False, return_tensors="pt"))
         # The template has written the special tokens; a second beginning would be wrong.
-        found = self.processor(
-            text=[text], images=pictures or None, text_kwargs={"add_special_tokens": False}, return_tensors="pt"
-        )
+        try:
+            found = self.processor(
+                text=[text], images=pictures or None, text_kwargs={"add_special_tokens": False}, return_tensors="pt"
+            )
+        except MemoryError:
+            raise
+        except Exception as error:  # each family's own: a strip of 2 x 900, say, is a ValueError of Qwen's
+            raise PromptError(f"the processor refuses these messages: {type(error).__name__}: {error}") from error
         return dict(found)
 
 
@@ -214,8 +219,11 @@ def _picture(given: Any) -> Image.Image:
         raise PromptError(f"a picture must be a base64 data URL, this one starts with {url[:20]!r}")
     try:
         return Image.open(io.BytesIO(base64.b64decode(data, validate=True))).convert("RGB")
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise PromptError(f"a picture is damaged: {error}") from error
+    except MemoryError:
+        raise
+    # Pillow's decoders raise many kinds on damaged data: SyntaxError, struct.error, EOFError, ZeroDivisionError.
+    except Exception as error:
+        raise PromptError(f"a picture is damaged: {type(error).__name__}: {error}") from error
 
 
 def _digest(messages: Sequence[Mapping[str, Any]]) -> str:

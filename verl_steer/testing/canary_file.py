@@ -38,7 +38,8 @@ def read_canary_file(path: Path) -> list[Canary]:
         CanaryFileError: The file or a picture cannot be read, a line is no such object, or an id comes twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): JSON may hold U+2028, U+2029 and U+0085 as they are.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CanaryFileError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     found: dict[str, Canary] = {}

@@ -49,7 +49,7 @@ def embed(used: Iterable[str], files: Mapping[str, Path], out: Path, budget: int
 
 
 def _picture(path: Path) -> tuple[str, bytes] | None:
-    """Type and bytes of what stands in the page; None for a file that is no picture."""
+    """Type and bytes of what stands in the page; None for a file that is no picture, or a damaged one."""
     data = path.read_bytes()
     if len(data) <= AS_IS and path.suffix in TYPES:
         return TYPES[path.suffix], data
@@ -59,9 +59,11 @@ def _picture(path: Path) -> tuple[str, bytes] | None:
         with Image.open(io.BytesIO(data)) as image:
             image.draft("RGB", (SIDE, SIDE))  # a JPEG is decoded at a fraction of its size
             small = image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
+        small.thumbnail((SIDE, SIDE))
+        small.save(buffer := io.BytesIO(), "JPEG", quality=60)
+    except MemoryError:
+        raise
+    # Pillow's decoders raise many kinds on damaged data: SyntaxError, struct.error, EOFError, ZeroDivisionError.
+    except Exception:
         return None
-    small.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=60)
     return "image/jpeg", buffer.getvalue()
