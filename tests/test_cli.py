@@ -106,6 +106,19 @@ def test_plot_draws_a_picture(records, capsys):
         assert picture.format == "PNG" and picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 24)) > 50
 
 
-def test_plot_without_records_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no dialogue records"):
-        main(["records", "plot", str(tmp_path)])
+def test_plot_without_records_says_so(tmp_path, capsys):
+    assert main(["records", "plot", str(tmp_path)]) == 2
+    assert "holds no dialogue records" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "step_000003.jsonl, line 1: no JSON"),
+        ('{"step": 3}', "a record lacks what a curve needs: KeyError: 'kind'"),
+    ],
+)
+def test_plot_says_what_is_wrong_with_a_record(records, capsys, line, said):
+    (records / "val" / "step_000003.jsonl").write_text(line + "\n")
+    assert main(["records", "plot", str(records)]) == 2
+    assert said in capsys.readouterr().err

@@ -26,7 +26,8 @@ def turn(safety, reward=0.5, **over):
 
 
 def record(turns, ret=1.0, uid="a", kind="red_team", **over):
-    return {"uid": uid, "kind": kind, "turns": turns, "return": ret, "masked": ret is None, "cut": None, **over}
+    base = {"uid": uid, "kind": kind, "turns": turns, "planned_turns": len(turns), "return": ret, "cut": None}
+    return {**base, "masked": ret is None, **over}
 
 
 def test_returns_are_averaged_over_the_valid_rollouts():
@@ -43,10 +44,17 @@ def test_safety_is_read_turn_by_turn_over_those_that_got_there():
 
 
 def test_a_dialogue_fails_at_its_first_breach():
-    got = summarise([record([turn(10), turn(4), turn(1)]), record([turn(2)]), record([turn(5), turn(None)])])
+    got = summarise([record([turn(10), turn(4), turn(1)]), record([turn(2)]), record([turn(5), turn(10)])])
     assert got["steer/first_failed_turn/mean"] == 1.5
     assert got["steer/failed/fraction"] == pytest.approx(2 / 3)
     assert "steer/first_failed_turn/mean" not in summarise([record([turn(10)])])
+
+
+def test_a_dialogue_that_lacks_a_verdict_is_not_taken_for_one_that_stayed_safe():
+    breach, safe = record([turn(2), turn(None)]), record([turn(10), turn(10)])
+    unjudged, cut = record([turn(10), turn(None)]), record([turn(10)], planned_turns=2)
+    assert summarise([breach, safe, unjudged, cut])["steer/failed/fraction"] == 0.5
+    assert "steer/failed/fraction" not in summarise([unjudged, cut])
 
 
 def test_rewards_are_told_apart_by_what_the_script_wants():
@@ -126,7 +134,7 @@ def test_keys_can_be_told_apart_by_a_prefix():
 
 def test_records_of_another_reward_manager_have_no_rewards_and_no_returns():
     turns = [{k: v for k, v in turn(10).items() if k != "reward"}]
-    bare = {"uid": "a", "kind": "benign", "turns": turns, "cut": None}
+    bare = {"uid": "a", "kind": "benign", "turns": turns, "planned_turns": 1, "cut": None}
     got = summarise([bare, bare])
     assert got["steer/safety/turn_01"] == 10.0 and "steer/return/mean" not in got
 
@@ -141,8 +149,9 @@ def test_attack_difficulty_compares_two_students_on_the_same_questions():
         record([turn(1)], **met(9)),
         record([turn(1)], frozen={"turn": 1, "outcome": "timeout", "scores": None}),
         record([turn(1)]),
+        record([turn(None)], **met(1)),  # the student's verdict is missing: no comparison
     ]
     got = summarise(records)
     assert got["steer/attack_difficulty/frozen_failed"] == pytest.approx(2 / 3)
     assert got["steer/attack_difficulty/student_failed"] == pytest.approx(2 / 3)
-    assert "steer/attack_difficulty/frozen_failed" not in summarise(records[-2:])
+    assert "steer/attack_difficulty/frozen_failed" not in summarise(records[-3:])

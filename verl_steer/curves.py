@@ -8,13 +8,12 @@ with the tutor's attacks as well as with the student (an adaptive tutor hardens 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from verl_steer.dialogue import Kind
-from verl_steer.records import read_records
-from verl_steer.scores import stayed_safe
+from verl_steer.records import RecordError, read_records, safe_to_end
 
 Series = dict[int, float]
 
@@ -30,11 +29,11 @@ def plot_learning_curve(directory: Path, out: Path) -> Path:
         `out`.
 
     Raises:
-        FileNotFoundError: The folder holds no records.
+        RecordError: The folder holds no records, or a line is damaged; names file and line.
     """
     train, val = list(read_records(directory, "train")), list(read_records(directory, "val"))
     if not train and not val:
-        raise FileNotFoundError(f"{directory} holds no dialogue records (train/ or val/)")
+        raise RecordError(f"{directory} holds no dialogue records (train/ or val/); give the records folder of a run")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -91,13 +90,6 @@ def turn_reward(record: dict[str, Any]) -> float | None:
     """Mean turn reward of the judged turns, or None."""
     rewards = [t["reward"] for t in record["turns"] if t.get("reward") is not None]
     return sum(rewards) / len(rewards) if rewards else None
-
-
-def safe_to_end(record: Mapping[str, Any]) -> float | None:
-    """`scores.stayed_safe` of a record's dialogue."""
-    return stayed_safe(
-        [t["scores"]["safety"] if t.get("scores") else None for t in record["turns"]], record["planned_turns"]
-    )
 
 
 def safety_by_turn(records: list[dict[str, Any]]) -> Series:

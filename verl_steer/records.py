@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from verl_steer.config import Reward
 from verl_steer.dialogue import Cut, Dialogue, Kind, Script, Turn, UserTurn
-from verl_steer.scores import Outcome, TutorScores, Verdict
+from verl_steer.scores import Outcome, TutorScores, Verdict, stayed_safe
 from verl_steer.tcsr import ScoredDialogue, score_dialogue
 from verl_steer.whole import replacing
 
@@ -68,6 +68,12 @@ def dialogue_from_dict(data: Record) -> Dialogue:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"record of seed {data.get('seed_id')!r}: {type(error).__name__}: {error}") from error
+
+
+def safe_to_end(record: Mapping[str, Any]) -> float | None:
+    """`scores.stayed_safe` of a record's dialogue."""
+    safety = [turn["scores"]["safety"] if turn.get("scores") else None for turn in record["turns"]]
+    return stayed_safe(safety, record["planned_turns"])
 
 
 def score_to_dict(score: ScoredDialogue) -> Record:

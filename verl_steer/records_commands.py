@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
     plot = records.add_parser("plot", help="draw the learning curve of a run as PNG")
     plot.add_argument("directory", type=Path)
     plot.add_argument("--out", type=Path, help="default: DIRECTORY/learning_curve.png")
-    plot.set_defaults(run=_plot)
+    plot.set_defaults(run=_told(_plot))
     add_records_report(records)
 
 
@@ -106,9 +106,14 @@ def _compare(arguments: argparse.Namespace) -> None:
     )
 
 
-def _plot(arguments: argparse.Namespace) -> int:
+def _plot(arguments: argparse.Namespace) -> None:
     from verl_steer.curves import plot_learning_curve
+    from verl_steer.records import RecordError
 
-    out = plot_learning_curve(arguments.directory, arguments.out or arguments.directory / "learning_curve.png")
+    try:
+        out = plot_learning_curve(arguments.directory, arguments.out or arguments.directory / "learning_curve.png")
+    except (KeyError, TypeError) as error:
+        raise RecordError(
+            f"{arguments.directory}: a record lacks what a curve needs: {type(error).__name__}: {error}"
+        ) from error
     sys.stdout.write(f"{out}\n")
-    return 0

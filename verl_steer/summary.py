@@ -14,7 +14,7 @@ import numpy as np
 
 from verl_steer.credit import tied
 from verl_steer.dialogue import Kind
-from verl_steer.records import Record
+from verl_steer.records import Record, safe_to_end
 from verl_steer.scores import BREACH_SAFETY
 
 _THINKING = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
@@ -48,7 +48,7 @@ def summarise(records: Sequence[Record], prefix: str = "steer") -> dict[str, flo
         "unscored/fraction": _mean([t["scores"] is None for t in turns]),
         "groups/no_signal_fraction": _mean(_without_signal(records)),
         "first_failed_turn/mean": _mean([f for r in records if (f := _first_failure(r)) is not None]),
-        "failed/fraction": _mean([_first_failure(r) is not None for r in records]),
+        "failed/fraction": _mean([safe == 0 for r in records if (safe := safe_to_end(r)) is not None]),
         "tutor/calls": float(sum(t["tutor_calls"] for t in turns)),
     }
     # One a group, however many of its rollouts carry it.
@@ -60,11 +60,12 @@ def summarise(records: Sequence[Record], prefix: str = "steer") -> dict[str, flo
             t for r in records if Kind(r["kind"]).harmful is harmful for t in r["turns"] if t.get("reward") is not None
         ]
         metrics[f"turn_reward/{'harmful' if harmful else 'benign'}"] = _mean([t["reward"] for t in mine])
-    # Of the same questions: what a student that does not change makes of them, and what this one did.
-    met = [r for r in records if (r.get("frozen") or {}).get("scores")]
-    metrics["attack_difficulty/frozen_failed"] = _mean([_failed(r["frozen"]) for r in met])
-    own = [r["turns"][r["frozen"]["turn"] - 1] for r in met]
-    metrics["attack_difficulty/student_failed"] = _mean([_failed(t) for t in own if t["scores"]])
+    # Of the same questions: what a student that does not change makes of them, and what this one did; only where both
+    # were judged, or the two rates would speak of other questions.
+    met = [(r["frozen"], r["turns"][r["frozen"]["turn"] - 1]) for r in records if (r.get("frozen") or {}).get("scores")]
+    both = [(frozen, own) for frozen, own in met if own["scores"]]
+    metrics["attack_difficulty/frozen_failed"] = _mean([_failed(frozen) for frozen, _ in both])
+    metrics["attack_difficulty/student_failed"] = _mean([_failed(own) for _, own in both])
     latencies = [t["latency_s"] for t in turns if t["tutor_calls"]]
     if latencies:
         metrics["tutor/latency_p50_s"], metrics["tutor/latency_p95_s"] = (

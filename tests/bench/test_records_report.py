@@ -9,9 +9,9 @@ import pytest
 from verl_steer import cli
 from verl_steer.bench.report.records_report import build_page, curve, safety
 from verl_steer.config import SteerConfig
-from verl_steer.curves import safe_to_end, series
+from verl_steer.curves import series
 from verl_steer.dialogue import Dialogue, Kind, Script, Turn, UserTurn
-from verl_steer.records import RecordWriter, build_record, dialogue_to_dict, score_to_dict
+from verl_steer.records import RecordWriter, build_record, dialogue_to_dict, safe_to_end, score_to_dict
 from verl_steer.scores import Outcome, TutorScores, Verdict
 from verl_steer.tcsr import score_dialogue
 

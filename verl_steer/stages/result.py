@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from verl_steer.bench import files, metrics, rows
 from verl_steer.bench.judged import Verdicts, load
 from verl_steer.bench.survival import HORIZON, counts, observe, restricted
-from verl_steer.curves import harmful, safe_to_end, series, turn_reward
-from verl_steer.records import read_records
+from verl_steer.curves import harmful, series, turn_reward
+from verl_steer.records import read_records, safe_to_end
 from verl_steer.stages.met import Met
 from verl_steer.whole import write_text
 

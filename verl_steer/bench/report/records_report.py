@@ -19,8 +19,7 @@ from verl_steer.bench.report.model import Page, PageDialogue, PageTurn, Plot, Sc
 from verl_steer.bench.report.page import write_page
 from verl_steer.bench.report.tables import Cell, Row, Table
 from verl_steer.bench.survival import Curve, kaplan_meier
-from verl_steer.curves import safe_to_end
-from verl_steer.records import RecordError, read_records
+from verl_steer.records import RecordError, read_records, safe_to_end
 from verl_steer.scores import BREACH_SAFETY, CEILING, FLOOR
 
 SCALES = (
