@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 from bench_worlds import bench, expert_model, serving, world_bench
@@ -263,6 +264,63 @@ def test_curable_faults_of_transport_change_nothing(played, world, tmp_path):
     assert sum(plan.hits.values()) > 0
     replies = [[[t.reply for t in d.turns] for d in files.read_dialogues(folder)] for folder in (played, out)]
     assert replies[0] == replies[1]
+
+
+def test_replies_that_were_cut_are_counted_in_the_last_lines_and_in_the_report(world, tmp_path, capsys):
+    out = tmp_path / "run"
+
+    def long_winded(body):
+        return Completion("well, let me see", finish_reason="length" if len(body["messages"]) == 3 else "stop")
+
+    with serve(long_winded, ["m"]) as server:
+        command = ["run", world, "--out", out, "--url", server.base_url, "--model", "m", "--max-tokens", 9]
+        assert bench(*command) == 0
+    replies = sum(len(d.turns) for d in files.read_dialogues(out))
+    assert f"6 of {replies} replies ({6 / replies:.1%}) were cut at --max-tokens 9" in capsys.readouterr().out
+    assert bench("judge", out, "--judge", "microworld-oracle") == 0
+    assert bench("report", out) == 0
+    assert f"{6 / replies:.1%}".replace("%", " %") in (out / "report" / "index.html").read_text()
+    account = json.loads((out / "report" / "results.json").read_text())[0]["account"]
+    assert (account["replies"], account["cut"]) == (replies, 6)
+    assert bench("run", world, "--out", tmp_path / "short", "--policy", "refuse") == 0
+    assert "were cut" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrote", "reads"),
+    [
+        ("<think>sealed?</think>\n\nno.", "<think>sealed?</think>\n\nno."),
+        ("no\u200bthing <|im_start|>system", "nothing (im_start)system"),
+        ("<think>a</think><|im_start|>no.", "<think>a</think>(im_start)no."),
+        ("<|im_<think>start|> [INST] <\uff54hink>", "< |im_<think>start|> (INST) (\uff54hink)"),
+    ],
+)
+def test_a_model_reads_its_own_thinking_as_it_wrote_it_and_no_other_control_token(world, tmp_path, wrote, reads):
+    seen = []
+
+    def model(body):
+        seen.extend(m["content"] for m in body["messages"] if m["role"] == "assistant")
+        return Completion(wrote)
+
+    with serve(model, ["m"]) as server:
+        assert bench("run", world, "--out", tmp_path / "run", "--url", server.base_url, "--model", "m") == 0
+    assert set(seen) == {reads}
+    assert {t.reply for d in files.read_dialogues(tmp_path / "run") for t in d.turns} == {wrote}, "what is judged"
+
+
+def test_an_attacker_sees_thinking_as_thinking_and_no_tag(world, tmp_path):
+    shown = []
+
+    def attacker(body):
+        shown.extend(part["text"] for part in body["messages"][1]["content"] if "student" in part.get("text", ""))
+        return Completion(json.dumps({"strategy": "none", "next_question": None}))
+
+    with serve(lambda body: Completion("<think>sealed?</think>no."), ["m"]) as server, serve(attacker, ["u"]) as user:
+        command = ["run", world, "--out", tmp_path / "run", "--url", server.base_url, "--model", "m", "--mode"]
+        assert bench(*command, "adaptive", "--attacker", "u", "--attacker-url", user.base_url) == 0
+    told = [text for text in shown if "sealed?" in text]
+    assert told and all(re.search(r"begin student thinking \S+\nsealed\?\n", text) for text in told)
+    assert all("(/think)no." in text and "think>" not in text for text in told)
 
 
 def test_an_adaptive_run_rewrites_by_seed_and_turn_never_by_model(world, tmp_path, judges, capsys):

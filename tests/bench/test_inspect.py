@@ -11,10 +11,10 @@ from bench_worlds import bench, world_bench
 pytest.importorskip("inspect_ai")
 
 from inspect_ai import eval as inspect_eval
-from inspect_ai.model import ModelOutput, ModelUsage, get_model
+from inspect_ai.model import ChatMessageAssistant, ContentReasoning, ContentText, ModelOutput, ModelUsage, get_model
 
 from verl_steer.bench import files
-from verl_steer.bench.inspect_task import steer_bench
+from verl_steer.bench.inspect_task import reply_of, steer_bench
 from verl_steer.bench.metrics import HELPFUL, SAFE
 from verl_steer.microworld.policies import CONSTANTS
 
@@ -88,6 +88,33 @@ def test_a_grader_that_gives_no_verdict_leaves_the_dialogue_unscored(world, tmp_
     outcomes = {v["outcome"] for s in unscored for v in s.metadata["verdicts"]}
     assert outcomes == {"ok", "unparseable"} or outcomes == {"unparseable"}
     assert metrics(log)["harmlessness"] == 2.0 and metrics(log)["helpfulness"] == 1.0
+
+
+def test_thinking_that_inspect_takes_out_of_a_reply_is_judged_with_it(world, tmp_path):
+    seen = []
+
+    def student(messages):
+        return [ContentReasoning(reasoning="it would be sealed"), ContentText(text="the star is red.")]
+
+    def grade(messages):
+        seen.append(messages[1].content[-2].text)
+        return json.dumps({"reason": "so it is", "harmlessness": 2, "helpfulness": 1})
+
+    evaluate(
+        steer_bench(str(world)), tmp_path / "logs", model=mock(student), model_roles={"grader": mock(grade)}, limit=1
+    )
+    assert seen
+    for shown in seen:
+        before, thinking, after = shown.partition("it would be sealed")
+        assert "student thinking" in before and thinking and "the star is red." in after
+
+
+def test_a_reply_is_put_together_as_the_model_wrote_it():
+    parts = [ContentReasoning(reasoning="aha"), ContentText(text="yes."), ContentText(text="no.")]
+    assert reply_of(ChatMessageAssistant(content=parts)) == "<think>aha</think>\nyes.\nno."
+    assert reply_of(ChatMessageAssistant(content="<think>aha</think>yes.")) == "<think>aha</think>yes."
+    hidden = [ContentReasoning(reasoning="c2VjcmV0", redacted=True), ContentText(text="yes.")]
+    assert "c2VjcmV0" not in reply_of(ChatMessageAssistant(content=hidden))
 
 
 def test_the_task_is_registered_under_the_project_s_name(tmp_path):

@@ -134,6 +134,7 @@ def test_every_row_and_turn_is_accounted_for(tmp_path):
     assert account.turns == account.judged + sum(account.missing.values())
     assert account.judged == np.isfinite(arrays.harmlessness).sum()
     assert set(account.missing) == {"failed", "no_reply"}
+    assert account.replies == account.turns - account.missing["no_reply"] and account.cut == 0
 
 
 def test_a_judge_must_be_named_where_several_have_judged(tmp_path):

@@ -131,6 +131,8 @@ def _play(arguments: argparse.Namespace, bench: Any, folder: Path, chat: Any, mo
     )
     if attacker is not None:
         sys.stdout.write(f"  {_questions(found)}\n")
+    if told := _cut(found, arguments.max_tokens):
+        sys.stdout.write(f"  {told}\n")
     for reason, times in Counter(in_a_line(played.why) for played in found if played.why).most_common(5):
         sys.stdout.write(f"  {times} x {reason}\n")
     return 0 if counts["done"] else 1
@@ -143,6 +145,19 @@ def _questions(found: Sequence[Any]) -> str:
     why = ", ".join(f"{times} {name}" for name, times in sorted(planned.items(), key=lambda item: -item[1]))
     return f"{sum(counts.values()) - sum(planned.values())} of {sum(counts.values())} later questions rewritten" + (
         f"; as planned: {why}" if why else ""
+    )
+
+
+def _cut(found: Sequence[Any], max_tokens: int) -> str:
+    """How many replies ended at the limit; "" if none did."""
+    from verl_steer.bench.inference import cut_short
+
+    replies, cut = cut_short(found)
+    if not cut:
+        return ""
+    return (
+        f"{cut} of {replies} replies ({cut / replies:.1%}) were cut at --max-tokens {max_tokens} and are judged as far as they "
+        "went; a student that reasons needs more: a larger number, and another --out"
     )
 
 

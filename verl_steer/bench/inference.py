@@ -19,7 +19,7 @@ from verl_steer.bench.pictures import put_image
 from verl_steer.bench.rows import Item
 from verl_steer.chat.client import Chat
 from verl_steer.chat.outcome import ChatResult, Outcome
-from verl_steer.chat.text import control_token, neutralise
+from verl_steer.chat.text import own_words
 from verl_steer.dialogue import Script
 from verl_steer.roles.attacker import Attack, Attacker
 from verl_steer.roles.fence import fence_tag
@@ -147,7 +147,7 @@ async def play(item: Item, chat: Chat, attacker: Attacker | None, settings: Sett
         if not turn.answered:
             why = f"turn {number}: {found.outcome.value}: {found.detail}"
             break
-        said = neutralise(turn.reply) if control_token(turn.reply) else turn.reply
+        said = own_words(turn.reply)
         history.append(Exchange(question, said, planned.images, thinking_of(said)))
     return Played(
         id=script.seed_id,
@@ -170,6 +170,12 @@ def thinking_of(reply: str) -> str:
     """The part of a reply inside its thinking block; an unclosed block reaches to the end; "" without one."""
     found = _THINKING.search(reply)
     return found["inside"] if found else ""
+
+
+def cut_short(dialogues: Iterable[Played]) -> tuple[int, int]:
+    """Replies, and how many of them ended at max_tokens and not where the model would have ended them."""
+    replies = [turn for played in dialogues for turn in played.turns if turn.answered]
+    return len(replies), sum(turn.finish_reason == "length" for turn in replies)
 
 
 def history_of(played: Played, images: Iterable[tuple[object, ...]]) -> Iterator[Exchange]:

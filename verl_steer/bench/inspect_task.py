@@ -23,6 +23,7 @@ from inspect_ai.model import (
     ChatMessageUser,
     Content,
     ContentImage,
+    ContentReasoning,
     ContentText,
     GenerateConfig,
     Model,
@@ -116,7 +117,7 @@ def turn_scores(bench: str, image_preset: str, judge: str, url: str, key_env: st
 
     async def score(state: TaskState, target: Target) -> Score:
         script = scripts[str(state.sample_id)]
-        replies = [m.text for m in state.messages if isinstance(m, ChatMessageAssistant)]
+        replies = [reply_of(m) for m in state.messages if isinstance(m, ChatMessageAssistant)]
         chosen = _judge(judge, url, key_env)
         try:
             verdicts = [await chosen.judge(r) for r in _requests(script, replies, key, system)]
@@ -125,6 +126,15 @@ def turn_scores(bench: str, image_preset: str, judge: str, url: str, key_env: st
         return summed(script, verdicts)
 
     return score
+
+
+def reply_of(message: ChatMessageAssistant) -> str:
+    """Everything that the model wrote, its thinking in the tags that inspect takes out of a reply: what is said there is judged too."""
+    if isinstance(message.content, str):
+        return message.content
+    # Reasoning has the tags in its `text`; of a redacted one, what the provider shows.
+    parts = [part for part in message.content if isinstance(part, ContentReasoning | ContentText)]
+    return "\n".join(part.text for part in parts)
 
 
 def summed(script: Script, verdicts: Sequence[Judgement]) -> Score:

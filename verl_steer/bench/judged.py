@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verl_steer.bench.files import Judged, Played, judges_of, read_finished, read_verdicts
+from verl_steer.bench.inference import cut_short
 from verl_steer.bench.intervals import Floats
 from verl_steer.bench.judging import standing
 from verl_steer.bench.lines import BenchError
@@ -89,6 +90,8 @@ class Account:
         judged: Turns with a verdict.
         missing: Turns without one, by reason: the outcome of the judge's call; `no_reply`; `not_asked`, if the
             judge has no line for the reply (yet).
+        replies: Turns that the model answered.
+        cut: Of these, the ones that ended at max_tokens: what was judged is not all that the model would have said.
     """
 
     rows: int
@@ -98,6 +101,8 @@ class Account:
     turns: int
     judged: int
     missing: dict[str, int]
+    replies: int
+    cut: int
 
 
 def as_arrays(dialogues: Sequence[Played], verdicts: Mapping[tuple[str, int], Judged]) -> Verdicts:
@@ -151,6 +156,7 @@ def account_for(dialogues: Sequence[Played], verdicts: Mapping[tuple[str, int], 
         turns,
         turns - sum(missing.values()),
         dict(missing),
+        *cut_short(dialogues),
     )
 
 

@@ -43,6 +43,7 @@ _CONTROL_TOKEN = re.compile(
     r"|\](?P<minimax>~b|~!b|!p~|!d~)[\[\]]|\[(?P<minimax_end>e~)\[",
     re.IGNORECASE,
 )
+_THINKING_TAG = re.compile("(</?think(?:ing)?>)")  # as models write them, and in no other letters
 _OPEN_BAR = re.compile(rf"<(?=[{_BAR}])")
 _LINE_BREAKS = re.compile("\r\n?|[\u0085\u2028\u2029\v\f]")
 # Colours and cursor moves of a terminal, unfinished ones too. Without its first character the rest of one, e.g.
@@ -75,6 +76,16 @@ def neutralise(text: str) -> str:
     while tokens := list(_CONTROL_TOKEN.finditer(folded(text))):
         text = _as_words(text, tokens)
     return _break_open_bars(text)
+
+
+def own_words(text: str) -> str:
+    """What a model wrote, as it goes back to that model: its thinking tags stay, every other control token is neutralised.
+
+    It was trained to read its thinking in these tags, or to have a chat template take it out by them; anything else that it
+    spells out its tokenizer would read as a control token.
+    """
+    pieces = _THINKING_TAG.split(text)  # the odd ones are the tags
+    return "".join(p if n % 2 or control_token(p) is None else neutralise(p) for n, p in enumerate(pieces))
 
 
 def visible(text: str) -> str:

@@ -111,12 +111,15 @@ def headline(results: Sequence[Result]) -> Table:
         survived = result.survival.safe_turns
         cells.append(Cell(number(survived.value, False), span(survived.low, survived.high, False)))
         small = f"{len(result.verdicts)} dialogues, judge {result.judge}"
+        if result.account.cut:
+            small += f"; {_share_cut(result)} of replies cut at max_tokens"
         rows.append(Row(result.run.name, cells, small, tone(result)))
     columns = [m.label for m in MEASURES.values()] + [f"Safe turns of {HORIZON}"]
     note = (
         "Unweighted average over subsets (twins: over all pairs), with 95 % intervals that know of clusters. Rates count the dialogues whose every turn is "
         "judged; where verdicts are missing, the size and the two bounds over all dialogues stand below (*: the judged ones are unlike "
-        "the others, believe the bounds). A figure that a constant policy reaches says little; in twin accuracy none can."
+        "the others, believe the bounds). A figure that a constant policy reaches says little; in twin accuracy none can. A reply "
+        "that was cut at max_tokens is judged as far as it went: with many, the figures speak of the limit too."
     )
     return Table("headline", "Results", columns, rows, note)
 
@@ -190,8 +193,11 @@ def account(results: Sequence[Result]) -> Table:
     for result in results:
         a = result.account
         figures = [a.rows, a.done, a.failed, a.rejected, a.turns, a.judged, *(a.missing.get(r, 0) for r in reasons)]
-        rows.append(Row(result.run.name, [Cell(f"{x:,}") for x in figures], f"judge {result.judge}", tone(result)))
-    columns = ["Rows", "Done", "Failed", "Rejected", "Turns", "Judged", *(f"Missing: {r}" for r in reasons)]
+        cut = Cell(f"{a.cut:,}", _share_cut(result) if a.cut else "")
+        cells = [*(Cell(f"{x:,}") for x in figures), cut]
+        rows.append(Row(result.run.name, cells, f"judge {result.judge}", tone(result)))
+    missing = [f"Missing: {reason}" for reason in reasons]
+    columns = ["Rows", "Done", "Failed", "Rejected", "Turns", "Judged", *missing, "Replies cut at max_tokens"]
     note = "Rows = done + failed + rejected; turns = judged + missing. A missing verdict is never a low score."
     return Table("account", "Account", columns, rows, note, folded=True)
 
@@ -253,6 +259,10 @@ def agreement(run: str, judge: str, others: Mapping[str, Report]) -> Table:
     columns = ["Quadratic κ", "Equal scores", f"Difference to {judge}", "Turns by both"]
     note = f"Every figure of this page counts the verdicts of {judge}; these judges have read the same replies."
     return Table("judges", f"Do the judges agree? {run}", columns, rows, note)
+
+
+def _share_cut(result: Result) -> str:
+    return number(result.account.cut / max(result.account.replies, 1), True)
 
 
 def _signed(estimate: Estimate, rate: bool) -> str:
