@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import shutil
+import zlib
 
 import pytest
 from bench_worlds import bench, expert_model, serving, world_bench
@@ -501,6 +503,52 @@ def test_a_cache_shares_answers_between_runs_and_a_system_prompt_replaces_the_ro
     assert files.read_run(tmp_path / "c").system == "be brief" and files.read_run(tmp_path / "a").system is None
     replies = [[[t.reply for t in d.turns] for d in files.read_dialogues(tmp_path / name)] for name in "abc"]
     assert replies[0] == replies[1] == replies[2]
+
+
+def test_a_judge_with_a_cache_is_asked_again_for_what_was_no_verdict_and_for_nothing_else(played, tmp_path):
+    ill = [True]
+
+    def judge(body):
+        shown = zlib.crc32(str(body["messages"][:2]).encode()) % 3  # the same in a repair
+        if not ill[0] or shown == 0:
+            return Completion('{"reason": "fine", "harmlessness": 3, "helpfulness": 2}')
+        return Completion("I cannot say") if shown == 1 else Completion("", refusal="no")
+
+    def command(folder, url):
+        more = ["--judge", "j", "--no-canaries", "--cache", tmp_path / "cache.sqlite"]
+        return bench("judge", folder, "--url", url, *more)
+
+    other = tmp_path / "other"
+    shutil.copytree(played, other)
+    with serve(judge, ["j"]) as server:
+        assert command(played, server.base_url) == 0
+        before = files.read_verdicts(played, "j")
+        missing = {place for place, v in before.items() if v.outcome is not Outcome.OK}
+        assert {before[place].outcome for place in missing} == {Outcome.UNPARSEABLE, Outcome.REFUSED}
+        ill[0], asked = False, len(server.requests)
+        assert command(played, server.base_url) == 0
+        assert len(server.requests) - asked == len(missing)
+        assert command(other, server.base_url) == 0
+        assert len(server.requests) - asked == len(missing), "verdicts are shared between runs"
+    assert all(v.outcome is Outcome.OK for name in (played, other) for v in files.read_verdicts(name, "j").values())
+
+
+def test_two_models_served_under_one_name_share_no_answer_where_each_has_a_name_of_its_own(world, tmp_path):
+    said = []
+    for name in ("before", "after"):
+        with serve(lambda body, name=name: Completion(name), ["student"]) as server:
+            command = ["run", world, "--out", tmp_path / name, "--url", server.base_url, "--model", "student"]
+            assert bench(*command, "--name", name, "--cache", tmp_path / "cache.sqlite") == 0
+        said.append({t.reply for d in files.read_dialogues(tmp_path / name) for t in d.turns})
+    assert said == [{"before"}, {"after"}]
+
+
+def test_a_name_whose_verdicts_are_another_judges_is_refused_before_any_canary_is_asked(played, capsys):
+    assert bench("judge", played, "--judge", "microworld-oracle", "--name", "first") == 0
+    with serve(lambda body: Completion("{}"), ["j"]) as server:
+        assert bench("judge", played, "--judge", "j", "--url", server.base_url, "--name", "first") == 2
+        assert not server.requests
+    assert "give this judge its own --name" in capsys.readouterr().err
 
 
 def test_clusters_join_what_is_not_independent(tmp_path):

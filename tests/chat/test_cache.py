@@ -134,6 +134,19 @@ async def test_failures_are_not_kept_and_refusals_are(tmp_path):
         cache.close()
 
 
+async def test_answers_that_are_not_usable_are_asked_for_again_also_where_the_file_holds_one(tmp_path):
+    answers = [Completion("broken"), Completion("broken"), Completion("fine")]
+    with serve(lambda body: answers.pop(0)) as server:
+        cache = ReplyCache(tmp_path / "c")
+        client = ChatClient("judge", [server.base_url], max_concurrency=1)
+        for usable in ({}, *[{"usable": lambda found: found.text == "fine"}] * 3):
+            layer = Cached(client, cache, **usable)
+            found = await layer.complete(prompt(1), key="k", deadline_s=5, max_tokens=8)
+        assert found.text == "fine" and layer.hits == 1 and len(server.requests) == 3
+        await client.aclose()
+        cache.close()
+
+
 # -- single flight ----------------------------------------------------------------------------------
 
 

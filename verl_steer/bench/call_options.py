@@ -19,7 +19,12 @@ def add_calls(parser: argparse.ArgumentParser, concurrency: int) -> None:
         default=1800.0,
         help="seconds to wait while no server serves, then to stop (default 1800)",
     )
-    parser.add_argument("--cache", type=Path, help="file of answers at temperature 0, shared by runs (SQLite)")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        help="file of answers at temperature 0, shared by runs (SQLite); a model is known by its name on the server and by "
+        "--name: give each checkpoint that is served under one name a --name of its own",
+    )
 
 
 def check_numbers(arguments: argparse.Namespace, *more: str) -> None:

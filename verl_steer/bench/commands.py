@@ -93,7 +93,7 @@ def _model(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     if not arguments.model:
         raise BenchError("--url needs --model, the name under which the server offers the model")
     endpoint = endpoint_of(arguments, arguments.model, arguments.url, arguments.api_key_env)
-    return cached(endpoint.client(), arguments.cache), endpoint.describe()
+    return cached(endpoint.client(), arguments.cache, arguments.name), endpoint.describe()
 
 
 def _play(arguments: argparse.Namespace, bench: Any, folder: Path, chat: Any, model: dict[str, Any]) -> int:

@@ -44,7 +44,8 @@ def _judge(arguments: argparse.Namespace) -> int:
     from verl_steer.bench.judging import Settings, places_of
     from verl_steer.bench.lines import BenchError
     from verl_steer.bench.models import judge_of
-    from verl_steer.bench.run import judge_bench, note_judge
+    from verl_steer.bench.run import check_judge, judge_bench, note_judge
+    from verl_steer.roles.judge import prompt_sha256
 
     check_numbers(arguments)
     if arguments.canary_attacks < 0:
@@ -58,10 +59,12 @@ def _judge(arguments: argparse.Namespace) -> int:
         )
 
     def judge() -> Any:
-        return judge_of(arguments.judge, endpoint, arguments.cache, arguments.max_tokens)
+        return judge_of(arguments.judge, endpoint, arguments.cache, arguments.max_tokens, arguments.name)
 
+    digest = prompt_sha256() if endpoint is not None else ""
+    check_judge(arguments.folder, name, arguments.judge, digest)  # before the canaries, which are paid for
     entry = files.read_judges(arguments.folder).get(name)
-    note_judge(arguments.folder, name, _noted(arguments, judge(), endpoint is not None, entry))
+    note_judge(arguments.folder, name, _noted(arguments, judge(), digest, entry))
     settings = Settings(fence_key(run.bench), arguments.seed, arguments.timeout, arguments.concurrency)
     with progress_of(f"judging by {name}", len(places_of(dialogues))) as advance:
         found = judge_bench(
@@ -80,18 +83,23 @@ def _judge(arguments: argparse.Namespace) -> int:
     return 0 if outcomes["ok"] or not found else 1
 
 
-def _noted(arguments: argparse.Namespace, judge: Any, prompted: bool, before: Any) -> Any:
-    """The judge's entry in `judges.json`; its canaries are asked once for a model, a prompt and a number of attacks."""
+def _noted(arguments: argparse.Namespace, judge: Any, digest: str, before: Any) -> Any:
+    """The judge's entry in `judges.json`; its canaries are asked once for a model, a prompt and a number of attacks.
+
+    Args:
+        arguments: Of the command.
+        judge: Who judges.
+        digest: Of its prompt; "" if it reads none.
+        before: The entry that is there, of this very judge, or None.
+    """
     import asyncio
 
     from verl_steer.bench.files import Judge
-    from verl_steer.roles.judge import prompt_sha256
     from verl_steer.testing import judge_canaries
 
-    digest = prompt_sha256() if prompted else ""
-    known = before.canaries if before is not None and before.prompt_sha256 == digest else None
+    known = before.canaries if before is not None else None
     # Rules over hidden state read no prompt: there is nothing to steer.
-    if not prompted or arguments.no_canaries or (known and known.get("attacks_each") == arguments.canary_attacks):
+    if not digest or arguments.no_canaries or (known and known.get("attacks_each") == arguments.canary_attacks):
         return Judge(model=judge.model, prompt_sha256=digest, canaries=known)
     total = len(judge_canaries.judge_canaries(arguments.canary_attacks))
 

@@ -13,7 +13,7 @@ from verl_steer.chat.cache import Cached, ReplyCache
 from verl_steer.chat.client import Chat, ChatClient
 from verl_steer.chat.endpoints import ChatConfigError
 from verl_steer.roles.attacker import Attacker
-from verl_steer.roles.judge import EndpointJudge, TurnJudge
+from verl_steer.roles.judge import EndpointJudge, TurnJudge, is_verdict
 
 ORACLE, WORLD = "microworld-oracle", "microworld"
 JsonDict = dict[str, object]
@@ -95,9 +95,15 @@ def ask_what_is_offered(endpoint: Endpoint) -> None:
             raise BenchError(f"{url} does not offer the model {endpoint.model!r}; {hint}")
 
 
-def cached(chat: Chat, path: Path | None) -> Chat:
-    """`chat`, asked once for equal questions at temperature 0 if a cache file is named."""
-    return chat if path is None else Cached(chat, ReplyCache(path))
+def cached(chat: Chat, path: Path | None, name: str = "") -> Chat:
+    """`chat`, asked once for equal questions at temperature 0 if a cache file is named.
+
+    Args:
+        chat: Who is asked.
+        path: The file, or None.
+        name: What tells this model from another one that is served under the same name, "" for nothing.
+    """
+    return chat if path is None else Cached(chat, ReplyCache(path, name))
 
 
 def attacker_of(name: str) -> Attacker:
@@ -114,8 +120,18 @@ def attacker_of(name: str) -> Attacker:
     return rules
 
 
-def judge_of(name: str, endpoint: Endpoint | None, cache: Path | None, max_tokens: int) -> TurnJudge:
-    """Who judges: the micro-world's oracle by name, or a model."""
+def judge_of(
+    name: str, endpoint: Endpoint | None, cache: Path | None, max_tokens: int, own_name: str = ""
+) -> TurnJudge:
+    """Who judges: the micro-world's oracle by name, or a model.
+
+    Args:
+        name: Of the judge.
+        endpoint: Its servers, or None.
+        cache: File of answers, or None; of a judge it holds verdicts alone, so that what is missing is asked for again.
+        max_tokens: Of a verdict.
+        own_name: As `cached` takes it.
+    """
     if endpoint is None:
         if name != ORACLE:
             raise BenchError(
@@ -123,4 +139,7 @@ def judge_of(name: str, endpoint: Endpoint | None, cache: Path | None, max_token
             )
         oracle: TurnJudge = importlib.import_module("verl_steer.microworld.judging").OracleJudge()
         return oracle
-    return EndpointJudge(cached(endpoint.client(), cache), max_tokens)
+    client: Chat = endpoint.client()
+    if cache is not None:
+        client = Cached(client, ReplyCache(cache, own_name), is_verdict)
+    return EndpointJudge(client, max_tokens)

@@ -187,20 +187,24 @@ async def _judged(
         await judge.aclose()
 
 
-def note_judge(folder: Path, name: str, judge: Judge) -> None:
-    """Writes who judged into `judges.json`.
+def check_judge(folder: Path, name: str, model: str, prompt_sha256: str) -> None:
+    """Whether verdicts of this judge may be added to those that stand under a name.
 
     Raises:
         BenchError: The name belongs to another model or prompt there.
     """
-    judges = files.read_judges(folder)
-    before = judges.get(name)
-    if before is not None and (before.model, before.prompt_sha256) != (judge.model, judge.prompt_sha256):
+    before = files.read_judges(folder).get(name)
+    if before is not None and (before.model, before.prompt_sha256) != (model, prompt_sha256):
         raise BenchError(
             f"{folder}: the verdicts of {name!r} came from {before.model!r} with another prompt or model; "
             "give this judge its own --name"
         )
-    files.write_judges(folder, {**judges, name: judge})
+
+
+def note_judge(folder: Path, name: str, judge: Judge) -> None:
+    """Writes who judged into `judges.json`; see `check_judge`."""
+    check_judge(folder, name, judge.model, judge.prompt_sha256)
+    files.write_judges(folder, {**files.read_judges(folder), name: judge})
 
 
 def _journal(folder: Path) -> Journal:

@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -81,8 +81,8 @@ class ReplyCache:
             raise CacheError(f"{self.path}: the entry {digest} is damaged ({error}); remove the file") from error
 
     def put(self, digest: str, found: ChatResult) -> None:
-        """Keeps an answer; one that is there already stays."""
-        self._run("INSERT OR IGNORE INTO reply VALUES (?, ?)", digest, json.dumps(result_to_dict(found)))
+        """Keeps an answer, in place of one that is there already."""
+        self._run("INSERT OR REPLACE INTO reply VALUES (?, ?)", digest, json.dumps(result_to_dict(found)))
 
     def close(self) -> None:
         """Closes the file."""
@@ -110,6 +110,11 @@ class ReplyCache:
         return CacheError(f"{self.path} cannot be used as a cache ({error}); remove it or name another")
 
 
+def is_final(found: ChatResult) -> bool:
+    """Whether the model has spoken."""
+    return found.outcome in FINAL
+
+
 class Cached:
     """`Chat` that asks equal questions at temperature 0 once; others pass through.
 
@@ -119,10 +124,12 @@ class Cached:
     Args:
         chat: Who answers what the cache does not hold.
         cache: Shared by all clients of a process.
+        usable: Which answers are kept, and given again where the file holds them already; others are asked for again.
     """
 
-    def __init__(self, chat: Chat, cache: ReplyCache) -> None:
+    def __init__(self, chat: Chat, cache: ReplyCache, usable: Callable[[ChatResult], bool] = is_final) -> None:
         self.model = chat.model
+        self._usable = usable
         self.hits = 0
         self.misses = 0
         self._chat = chat
@@ -136,7 +143,7 @@ class Cached:
             digest = digest_of([self._cache.namespace, self.model, messages, *sampling_of(call)])
             clock = asyncio.get_running_loop().time
             until = clock() + deadline_s
-            while (known := self._cache.get(digest)) is None and (other := self._under_way.get(digest)) is not None:
+            while (known := self._known(digest)) is None and (other := self._under_way.get(digest)) is not None:
                 try:
                     async with asyncio.timeout_at(until):
                         await other.wait()
@@ -151,12 +158,16 @@ class Cached:
         self.misses += 1
         try:
             found = await self._chat.complete(messages, **call)
-            if digest is not None and found.outcome in FINAL:
+            if digest is not None and self._usable(found):
                 self._cache.put(digest, found)
             return found
         finally:
             if digest is not None:
                 self._under_way.pop(digest).set()
+
+    def _known(self, digest: str) -> ChatResult | None:
+        known = self._cache.get(digest)
+        return known if known is not None and self._usable(known) else None
 
     async def aclose(self) -> None:
         """Closes what is below; the cache is its owner's to close."""

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from verl_steer.chat.ask import ask
 from verl_steer.chat.client import Chat
-from verl_steer.chat.outcome import Outcome
-from verl_steer.chat.structured import StrictReply
+from verl_steer.chat.outcome import ChatResult, Outcome
+from verl_steer.chat.structured import ReplyError, StrictReply, parse_reply
 from verl_steer.dialogue import Script
 from verl_steer.roles.fence import fenced_blocks, sanitise
 from verl_steer.roles.layout import HEAD, SYSTEM, exchanges, head_of, messages, prompt
@@ -123,6 +123,15 @@ class EndpointJudge:
     async def aclose(self) -> None:
         """Closes the model's connections."""
         await self._chat.aclose()
+
+
+def is_verdict(found: ChatResult) -> bool:
+    """Whether a completion is a verdict: what is none (no JSON of ours, a refusal, a block) is worth asking for again."""
+    try:
+        parse_reply(found.text, JudgeReply)
+    except ReplyError:
+        return False
+    return found.outcome is Outcome.OK
 
 
 def render(request: JudgeRequest) -> list[dict[str, Any]]:
