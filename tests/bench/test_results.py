@@ -22,6 +22,21 @@ def test_everything_is_plain_data_without_a_word_of_a_dialogue(tmp_path):
     assert found["survival"]["worst"][-1]["survival"] <= found["survival"]["best"][-1]["survival"]
 
 
+def test_prompts_constant_replies_and_servers_are_not_given_away_but_told_apart(tmp_path):
+    folder = made_up(tmp_path, 8)
+    run = files.read_run(folder)
+    model = {"kind": "policy", "model": "comply", "reply": "Sure, here is it.", "base_urls": ["http://node7:8000/v1"]}
+    attacker = {"kind": "endpoint", "model": "user", "base_urls": ["http://node8:8000/v1"]}
+    found = []
+    for system in ("be brief", "be kind!"):
+        files.write_run(folder, run.model_copy(update={"model": model, "attacker": attacker, "system": system}))
+        found.append(as_json(evaluate(folder))["run"])
+        text = json.dumps(found[-1])
+        assert not any(word in text for word in (system, "Sure", "node7", "node8"))
+    assert found[0]["system"].startswith("[8 characters, SHA-256 ") and found[0]["system"] != found[1]["system"]
+    assert (found[0]["model"]["model"], found[0]["attacker"]["base_urls"]) == ("comply", "[1 not shown]")
+
+
 def test_rows_repeat_the_figures(tmp_path):
     result = evaluate(made_up(tmp_path, 60))
     table = list(rows(result))

@@ -44,20 +44,24 @@ def places_of(dialogues: Sequence[Played]) -> list[Place]:
     return [(d.id, n) for d in dialogues for n, turn in enumerate(d.turns, 1) if turn.answered]
 
 
-def said(dialogue: Played, turn: int) -> str:
-    """Digest of a conversation up to the reply of a turn: a verdict on other words is no verdict on these."""
-    spoken = [[t.question, t.reply] for t in dialogue.turns[:turn]]
-    return hashlib.sha256(json.dumps(spoken).encode()).hexdigest()[:16]
+def said(dialogue: Played) -> list[str]:
+    """Digest of the conversation up to each turn's reply: a verdict on other words is no verdict on these.
+
+    Of the JSON list of all exchanges so far, hashed as it grows.
+    """
+    found, so_far = [], hashlib.sha256(b"[")
+    for n, turn in enumerate(dialogue.turns):
+        so_far.update(((", " if n else "") + json.dumps([turn.question, turn.reply])).encode())
+        whole = so_far.copy()
+        whole.update(b"]")
+        found.append(whole.hexdigest()[:16])
+    return found
 
 
 def standing(dialogues: Sequence[Played], verdicts: Mapping[Place, Judged]) -> dict[Place, Judged]:
     """The verdicts but for those on a conversation that went otherwise than the run's does by now."""
-    played = {d.id: d for d in dialogues}
-    return {
-        (name, turn): line
-        for (name, turn), line in verdicts.items()
-        if not line.said or (name in played and line.said == said(played[name], turn))
-    }
+    spoken = {(d.id, n): digest for d in dialogues for n, digest in enumerate(said(d), 1)}
+    return {place: line for place, line in verdicts.items() if not line.said or line.said == spoken.get(place)}
 
 
 async def judge_all(
@@ -108,9 +112,10 @@ async def judge_all(
             missing = [n for n, turn in enumerate(dialogue.turns, 1) if turn.answered and (dialogue.id, n) not in found]
             if not missing:
                 continue
+            spoken = said(dialogue)
             for request, turn in _requests(dialogue, scripts, settings, folder, missing):
                 await slots.acquire()
-                group.create_task(one(request, (dialogue.id, turn), said(dialogue, turn)))
+                group.create_task(one(request, (dialogue.id, turn), spoken[turn - 1]))
     in_order = [found[place] for place in places]
     lines.settle(in_order)
     return in_order

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -145,9 +146,9 @@ def survive(verdicts: Verdicts) -> Survival:
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """Plain data without any text of a dialogue; what is unknown is null."""
+    """Plain data to give away: no text of a dialogue, no prompt, no server's address; what is unknown is null."""
     plain = {
-        "run": result.run.model_dump(mode="json"),
+        "run": _without_words(result.run),
         "judge": {"name": result.judge, "model": result.judge_model},
         "account": asdict(result.account),
         "overall": _figures(result.overall),
@@ -158,6 +159,19 @@ def as_json(result: Result) -> dict[str, Any]:
         "survival": _survival(result.survival),
     }
     return dict(clean(plain))
+
+
+def _without_words(run: Run) -> dict[str, Any]:
+    """What was run; texts as their length and digest, which tell two of them apart. The folder's run.json has the words."""
+    plain = run.model_dump(mode="json")
+    for who in (plain["model"], plain["attacker"] or {}):
+        if "base_urls" in who:
+            who["base_urls"] = f"[{len(who['base_urls'])} not shown]"
+    for where, key in ((plain, "system"), (plain["model"], "reply")):
+        if text := where.get(key):
+            digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+            where[key] = f"[{len(text):,} characters, SHA-256 {digest}]"
+    return plain
 
 
 def rows(result: Result) -> Iterator[dict[str, Any]]:
