@@ -10,4 +10,6 @@ python="${VERL_STEER_VENV:-.venv}/bin/python"
 if ! "$python" -c 'import verl, uvicorn, scipy' 2>/dev/null; then
   bash tests/setup.sh cpu,bench
 fi
+# The student has a million parameters; a GPU build of torch would look for a GPU.
+export VERL_STEER_DEVICE="${VERL_STEER_DEVICE:-cpu}"
 exec "$python" -m verl_steer.cli stages run "$@"

@@ -1,10 +1,14 @@
 """Shared by all tests."""
 
+import os
 import socket
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+
+# What trains here trains on the CPU. A GPU build of torch never chooses it by itself, and waits for GPUs instead.
+os.environ.setdefault("VERL_STEER_DEVICE", "cpu")
 
 # A deadline per example measures the machine, not the code: on a busy one it fails at random.
 settings.register_profile("verl_steer", deadline=None)
