@@ -85,9 +85,8 @@ def told_apart(files: Sequence[Path]) -> list[str]:
 
     Neither where that one lies nor the order of the files matters, so ids are the same on every machine.
     """
-    places = [
-        file.parent.resolve() / file.name for file in files
-    ]  # in the hub's cache, what a link leads to has no name
+    # In the hub's cache, what a link leads to has no name.
+    places = [file.parent.resolve() / file.name for file in files]
     named: dict[str, set[Path]] = defaultdict(set)
     for place in places:
         named[place.stem].add(place)
