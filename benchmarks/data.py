@@ -14,12 +14,11 @@ import argparse
 import io
 import json
 import random
-import resource
 import tempfile
 import time
 from pathlib import Path
 
-from own_process import measure
+from own_process import measure, peak_mib
 
 GOAL_ROWS, GOAL_MB, GOAL_GROWTH, MARK = 2000, 1024, 1.2, 10_000
 
@@ -72,28 +71,24 @@ def child(what: str, folder: Path) -> int:
         "rows": rows,
         "rows_per_s": round(rows / cpu),
         "wall_s": round(time.perf_counter() - began, 1),
-        "peak_mb": round(peak_mb()),
-        "peak_mb_at_mark": round(at_mark or peak_mb()),
+        "peak_mb": round(peak_mib()),
+        "peak_mb_at_mark": round(at_mark or peak_mib()),
     }
     print(json.dumps(figures))
     return 0
 
 
-def peak_mb() -> float:
-    """Peak resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def ours(source: str, to: str, path: Path) -> tuple[int, float]:
     """A conversion; rows, and the peak when `MARK` rows were read."""
     from verl_steer.data import sources
-    from verl_steer.data.convert import Options, convert
+    from verl_steer.data.convert import convert
+    from verl_steer.data.options import Options
 
     at_mark: list[float] = []
 
     def progress(read: int, rejected: int) -> None:
         if read >= MARK and not at_mark:
-            at_mark.append(peak_mb())
+            at_mark.append(peak_mib())
 
     account = convert(sources.get(source), Options(to=to, paths=(path,)), path.with_suffix(f".{to}.parquet"), progress)
     if account.rejected:

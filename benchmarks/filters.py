@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import planted
-from own_process import measure
+from own_process import measure, peak_mib
 from planted import Group, Maker
 
 from verl_steer.synthesis.candidate import Candidate
@@ -180,16 +180,10 @@ def child(what: str, rows: int) -> int:
         "written": written,
         "cpu_s": round(time.process_time() - cpu, 1),
         "wall_s": round(time.perf_counter() - began, 1),
-        "peak_mb": peak_mb(),
+        "peak_mb": round(peak_mib()),
     }
     print(json.dumps(figures))
     return 0
-
-
-def peak_mb() -> int:
-    """Peak resident memory of this process (Linux). Not ru_maxrss, which begins with what the parent held at the fork."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024)
 
 
 def candidates(rows: int) -> Iterator[Candidate]:

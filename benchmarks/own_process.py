@@ -5,7 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process so far (Linux). Not ru_maxrss, which begins with what the parent held at the fork."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def measure(program: str, *arguments: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from typing import Any
 import httpx
 import pyarrow.parquet as pq
 from mock_roles import mock_roles, reply, role_in, stats
+from own_process import peak_mib
 
 from verl_steer.chat.client import ChatClient
 from verl_steer.chat.outcome import ChatResult, Outcome
@@ -231,7 +231,7 @@ def memory(count: int) -> None:
         account = build.shards.close_account()
         facts = {
             "seeds": count,
-            "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            "peak_mib": round(peak_mib(), 1),
             "answers": account.answers,
             "failed": account.failed,
             "seconds": round(time.perf_counter() - started, 1),

@@ -13,8 +13,9 @@ from PIL import Image
 from published_sources import lines
 
 from verl_steer.data import sources
-from verl_steer.data.convert import Options, convert
+from verl_steer.data.convert import convert
 from verl_steer.data.images import SIZES, ImagePolicy, load, normalise, read_file
+from verl_steer.data.options import Options
 from verl_steer.data.rows import RowError
 from verl_steer.data.splits import read_split
 from verl_steer.data.validate import images_of

@@ -6,7 +6,8 @@ from published_sources import build, lines, png
 
 from verl_steer.cli import main
 from verl_steer.data import sources
-from verl_steer.data.convert import Options, convert
+from verl_steer.data.convert import convert
+from verl_steer.data.options import Options
 from verl_steer.data.rows import DataError
 from verl_steer.data.splits import read_split
 

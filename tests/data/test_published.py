@@ -9,7 +9,8 @@ import pytest
 from published_sources import build, image
 
 from verl_steer.data import published, sources
-from verl_steer.data.convert import Options, convert
+from verl_steer.data.convert import convert
+from verl_steer.data.options import Options
 from verl_steer.data.published import read
 from verl_steer.data.rows import DataError
 from verl_steer.data.splits import read_split

@@ -8,7 +8,8 @@ from published_sources import FIXTURES, build, image, lines, parquet, png
 
 from verl_steer.bench.rows import Item, items
 from verl_steer.data import sources
-from verl_steer.data.convert import Options, convert
+from verl_steer.data.convert import convert
+from verl_steer.data.options import Options
 from verl_steer.data.rows import DataError
 from verl_steer.data.splits import read_split
 from verl_steer.dialogue import Kind

@@ -15,7 +15,8 @@ from published_sources import FIXTURES, build
 from tiny_model import build_tiny_vlm
 
 from verl_steer.data import sources
-from verl_steer.data.convert import Options, convert
+from verl_steer.data.convert import convert
+from verl_steer.data.options import Options
 from verl_steer.data.rows import row_to_script
 from verl_steer.data.schemas import to_script
 from verl_steer.data.splits import read_split

@@ -7,7 +7,8 @@ import planted
 import pytest
 
 from verl_steer.data import sources
-from verl_steer.data.convert import Options, convert
+from verl_steer.data.convert import convert
+from verl_steer.data.options import Options
 from verl_steer.data.schemas import ScriptRow
 from verl_steer.data.splits import read_split
 from verl_steer.synthesis.candidate import Candidate
