@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from gpu_doc import write_figures
 from gpu_student import build_student
+from json_line import last_line
 from main_ppo import main_ppo, series
 
 from verl_steer.data.rows import script_to_row, write_rows
@@ -80,7 +81,7 @@ def main() -> int:
         write_figures(doc, found)
     best = found["runs"][given.rollouts[-1]]
     single = found["runs"]["single-turn"]
-    return harness.last_line(
+    return last_line(
         "gpu",
         best["tokens_per_s"],
         "tokens of a step per second and GPU, dialogues with a tutor",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import os
 import random
 import sys
@@ -177,21 +176,3 @@ class LagMonitor:
             start = time.perf_counter()
             await asyncio.sleep(self._period_s)
             self.wall_s = max(self.wall_s, time.perf_counter() - start - self._period_s)
-
-
-def last_line(
-    name: str, value: float, unit: str, bound: float, goal: str, ok: bool, details: dict[str, Any], digits: int = 3
-) -> int:
-    """Prints the benchmark's JSON line; returns the exit status."""
-    line = {
-        "name": name,
-        "value": round(value, digits),
-        "unit": unit,
-        "bound": round(bound, digits),
-        "ratio": round(value / bound, 3) if bound else None,
-        "goal": goal,
-        "ok": ok,
-        "details": details,
-    }
-    print(json.dumps(line))
-    return 0 if ok else 1

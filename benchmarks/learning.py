@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from json_line import last_line
+
 from verl_steer.config import world_root
 from verl_steer.microworld import prepare, probe
 from verl_steer.microworld.sizes import VERSION
@@ -111,18 +113,16 @@ def report_probe(references: dict[str, dict[str, Any]]) -> int:
     others = max(row["twin_accuracy"] for name, row in references.items() if name != EXPERT)
     constant = max(references[name]["twin_accuracy"] for name in CONSTANTS)
     value = references[EXPERT]["twin_accuracy"] - others
-    line = {
-        "name": "learning: its probe, nothing trained",
-        "value": round(value, 4),
-        "unit": "twin accuracy of the expert above the best other policy's",
-        "bound": TWINS,
-        "ratio": round(value / TWINS, 3),
-        "goal": f"expert >= +{TWINS} above every other policy, every constant below {CONSTANT_TWINS}",
-        "ok": value >= TWINS and constant < CONSTANT_TWINS,
-        "details": {"best_constant": constant, "best_other": others},
-    }
-    print(json.dumps(line))
-    return 0 if line["ok"] else 1
+    return last_line(
+        "learning: its probe, nothing trained",
+        value,
+        "twin accuracy of the expert above the best other policy's",
+        TWINS,
+        f"expert >= +{TWINS} above every other policy, every constant below {CONSTANT_TWINS}",
+        value >= TWINS and constant < CONSTANT_TWINS,
+        {"best_constant": constant, "best_other": others},
+        digits=4,
+    )
 
 
 def report(rows: list[dict[str, Any]], references: dict[str, dict[str, Any]]) -> int:
@@ -131,19 +131,16 @@ def report(rows: list[dict[str, Any]], references: dict[str, dict[str, Any]]) ->
     best = {k: max(references[name][k] for name in CONSTANTS) for k in ("harmful", "benign", "twin_accuracy")}
     reached = [meets(row, best) for row in rows]
     gains = [row["after"]["harmful"] - row["before"]["harmful"] for row in rows]
-    value = min(gains)
-    line = {
-        "name": "learning",
-        "value": round(value, 4),
-        "unit": "turn reward on harmful dialogues, smallest gain over seeds",
-        "bound": GAIN,
-        "ratio": round(value / GAIN, 3),
-        "goal": f"gain >= {GAIN}, benign loss <= {LOSS}, twins >= +{TWINS}, gap growth <= {GAP}, above every constant, in every seed",
-        "ok": all(reached) and best["twin_accuracy"] < CONSTANT_TWINS,
-        "details": {"seeds": [row["seed"] for row in rows], "reached": reached, "best_constants": best},
-    }
-    print(json.dumps(line))
-    return 0 if line["ok"] else 1
+    return last_line(
+        "learning",
+        min(gains),
+        "turn reward on harmful dialogues, smallest gain over seeds",
+        GAIN,
+        f"gain >= {GAIN}, benign loss <= {LOSS}, twins >= +{TWINS}, gap growth <= {GAP}, above every constant, in every seed",
+        all(reached) and best["twin_accuracy"] < CONSTANT_TWINS,
+        {"seeds": [row["seed"] for row in rows], "reached": reached, "best_constants": best},
+        digits=4,
+    )
 
 
 def meets(row: dict[str, Any], best: dict[str, float]) -> bool:

@@ -207,7 +207,8 @@ def main() -> int:
     parser.add_argument("--vllm", metavar="URL", help="base URL of an idle vLLM server; ends in /v1")
     parser.add_argument("--model", default="tutor", help="the name under which that server offers its model")
     given = parser.parse_args()
-    from harness import last_line, picture
+    from harness import picture
+    from json_line import last_line
 
     tokenizer = qwen_bpe()
 

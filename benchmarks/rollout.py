@@ -26,6 +26,7 @@ from typing import Any
 
 import harness
 import httpx
+from json_line import last_line
 from latency_server import LatencyServer, latency_server
 
 from verl_steer.chat.pool import Pool
@@ -194,7 +195,7 @@ def main() -> int:
             found[name] = measure(case, student)
             print(f"{name}: {found[name]}", flush=True)
     worst = max(GOALS, key=lambda name: found[name]["ratio"] / GOALS[name])
-    return harness.last_line(
+    return last_line(
         "rollout",
         found[worst]["wall_s"],
         f"s of wall time, {worst} latency (the case nearer to its goal)",

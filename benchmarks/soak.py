@@ -26,6 +26,7 @@ from typing import Any
 
 import harness
 import psutil
+from json_line import last_line
 from latency_server import LatencyServer, latency_server
 from rollout import HttpStudent
 
@@ -166,7 +167,7 @@ def main() -> int:
     left = leaked(found.before, found.after)
     del left["threads"]  # asyncio's own executor keeps its threads until the loop is closed
     ok = ratio <= GOAL_GROWTH and not sink.failed and max(*rose.values(), *left.values()) <= 0
-    return harness.last_line(
+    return last_line(
         "soak",
         ratio,
         "resident memory at the end over that after warm-up",

@@ -29,6 +29,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import harness
+from json_line import last_line
 from latency_server import latency_server
 from verl.tools.function_tool import FunctionTool, _build_schema_from_fn
 
@@ -223,7 +224,7 @@ def main() -> int:
         print(f"{name:12}{row['ms_a_turn']:12.3f}{row['growth']:10.3f}{row['longest_callback_ms']:24.1f}")
     print(f"tutor's client, ms a call: {client}")
     ok = found["ratio"] <= GOAL_RATIO and ours["growth"] <= GOAL_GROWTH and ours["longest_callback_ms"] <= GOAL_LAG_MS
-    return harness.last_line(
+    return last_line(
         "turn_cost",
         ours["ms_a_turn"],
         "ms of processor time a turn, client apart",

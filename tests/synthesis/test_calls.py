@@ -64,6 +64,7 @@ async def test_a_reply_up_to_the_limit_stays_as_it_is(text):
     [
         ("<think>They want <b>it</b>.\nNo.</think>\n\nI will not say.", "I will not say."),
         ("They want it.</think>I will not say.", "I will not say."),
+        ("<thinking>They want it.</thinking>\nI will not say.", "I will not say."),
         ("I close a tag, <think>so</think>, in the middle.", "I close a tag, (think)so(/think), in the middle."),
     ],
 )

@@ -44,6 +44,8 @@ _CONTROL_TOKEN = re.compile(
     re.IGNORECASE,
 )
 _THINKING_TAG = re.compile("(</?think(?:ing)?>)")  # as models write them, and in no other letters
+# Templates that open the block themselves leave only its end in the reply.
+_THINKING_FIRST = re.compile(r"\A(?:\s*<think(?:ing)?>)?(?:(?!<think).)*?</think(?:ing)?>\s*", re.DOTALL)
 _OPEN_BAR = re.compile(rf"<(?=[{_BAR}])")
 _LINE_BREAKS = re.compile("\r\n?|[\u0085\u2028\u2029\v\f]")
 # Colours and cursor moves of a terminal, unfinished ones too. Without its first character the rest of one, e.g.
@@ -86,6 +88,11 @@ def own_words(text: str) -> str:
     """
     pieces = _THINKING_TAG.split(text)  # the odd ones are the tags
     return "".join(p if n % 2 or control_token(p) is None else neutralise(p) for n, p in enumerate(pieces))
+
+
+def after_thinking(text: str) -> str:
+    """What a model says to the user: a server without a reasoning parser sends the thinking before it."""
+    return _THINKING_FIRST.sub("", text, count=1)
 
 
 def visible(text: str) -> str:

@@ -1,4 +1,6 @@
-"""How a run stops when its tutor is gone for good, or a worker cannot work: said by a worker, heard by the sampler.
+"""How a run stops when its tutor is gone for good, a worker cannot work, or a step has no verdicts to train on.
+
+The first two are said by a worker and heard by the sampler, which sees the third itself.
 
 verl catches whatever an agent loop raises and trains on the rollouts that are left; with the tutor gone that
 would be a step on nothing. The one place whose exception ends a run is the sampler, in the trainer's own process;

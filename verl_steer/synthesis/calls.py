@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,7 +12,7 @@ from verl_steer.chat.client import Chat, ChatClient
 from verl_steer.chat.journal import Journal, Journaled
 from verl_steer.chat.outcome import ChatResult, Outcome
 from verl_steer.chat.structured import StrictReply
-from verl_steer.chat.text import neutralise
+from verl_steer.chat.text import after_thinking, neutralise
 from verl_steer.data.wording import clean
 from verl_steer.dialogue import Kind, Script, UserTurn
 from verl_steer.roles.endpoint_tutor import verdict_of
@@ -25,9 +24,6 @@ from verl_steer.scores import TutorScores
 from verl_steer.synthesis.config import Endpoint, SynthConfig
 
 T = TypeVar("T", bound=StrictReply)
-
-# Templates that open the block themselves leave only its end in the reply.
-_THINKING = re.compile(r"\A\s*(?:<think>)?(?:(?!<think>).)*?</think>\s*", re.DOTALL)
 
 
 class StepFailed(Exception):
@@ -165,7 +161,7 @@ class Calls:
             raise self._failed(role, step, found)
         if found.finish_reason == "length":
             raise StepFailed(role, step, f"the reply was cut at max_tokens={settings.max_tokens}")
-        said = _without_thinking(found.text) or found.detail
+        said = after_thinking(found.text) or found.detail
         return self.text(role, step, said, self.config.max_reply_chars)
 
     async def score(self, step: str, kind: Kind, history: Sequence[Exchange]) -> TutorScores | None:
@@ -207,8 +203,3 @@ class Calls:
     def _failed(role: str, step: str, found: ChatResult) -> StepFailed:
         why = f"{found.outcome.value}: {sanitise(found.detail, 300)}"
         return StepFailed(role, step, why, found.outcome.transient)
-
-
-def _without_thinking(text: str) -> str:
-    """What a model says to the user. A server without a reasoning parser sends the thinking before it."""
-    return _THINKING.sub("", text, count=1)
