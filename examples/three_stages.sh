@@ -7,8 +7,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python="${VERL_STEER_VENV:-.venv}/bin/python"
-if ! "$python" -c 'import verl, uvicorn, scipy' 2>/dev/null; then
-  bash tests/setup.sh cpu,bench
+if ! "$python" -c 'import verl, uvicorn, scipy, datasketch, matplotlib' 2>/dev/null; then
+  bash tests/setup.sh cpu,synth,bench
 fi
 # The student has a million parameters; a GPU build of torch would look for a GPU.
 export VERL_STEER_DEVICE="${VERL_STEER_DEVICE:-cpu}"

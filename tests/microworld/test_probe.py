@@ -7,8 +7,8 @@ import pytest
 from verl_steer.microworld import probe
 from verl_steer.microworld.policies import CONSTANTS, forgetful, unseeing
 from verl_steer.microworld.scripts import generate
-from verl_steer.stages.plan import FULL
 from verl_steer.stages.rows import BENCH_SEED
+from verl_steer.stages.sizes import FULL
 
 SCRIPTS = probe.scripts(11, 60)
 TABLE = probe.references(SCRIPTS)

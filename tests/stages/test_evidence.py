@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from stages_results import result
 
+from verl_steer.cli import main
 from verl_steer.stages import result as results
 from verl_steer.stages.contrasts import Contrast, Runs, mean_interval
 from verl_steer.stages.evidence import page, write_evidence
-from verl_steer.stages.plan import ADDED_ARMS, ARMS, CONFIRMATORY_SEEDS, FIRST_ROUND_SEEDS
-from verl_steer.stages.tables import difference
+from verl_steer.stages.pictures import drawn
+from verl_steer.stages.plan import ADDED_ARMS, ARMS, CONFIRMATORY_SEEDS, FIRST_ROUND_SEEDS, constants
+from verl_steer.stages.tables import at_most, difference
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +54,7 @@ def test_figures_intervals_and_gates_stand_in_their_tables(tmp_path):
 
 def whole_round(**changes):
     """Base, SFT and full of ten seeds, every goal reached, but for what `changes` says of `full`."""
-    found = [result(None, "refuse", 0.0)]
+    found = [result(None, name, 0.0) for name in constants()]
     for seed in CONFIRMATORY_SEEDS:
         flips = {"picture": (9, 8), "picture_irrelevant": (9, 0), "history": (5, 5), "history_irrelevant": (5, 0)}
         turned = {name: {"right": right, "flipped": flipped} for name, (right, flipped) in flips.items()}
@@ -67,6 +69,23 @@ def test_every_hypothesis_is_decided_by_its_rule(tmp_path):
         assert f"- Hypothesis {name}: **confirmed**.\n" in text
     assert "- Hypothesis 3 (ablations): open, 10 of 10 seeds lack a run.\n" in text
     assert "The first one did not confirm that stage III adds to stage II" in text
+
+
+def test_the_order_is_open_while_a_constant_policy_is_missing(tmp_path):
+    text = written(tmp_path, *(r for r in whole_round() if r.arm != "empty"))
+    assert "- Hypothesis 1 (order): open, without a result of empty.\n" in text
+    assert "**Missing:** constant policies: empty." in text and "three_stages.sh --seeds 10" in text
+
+
+def test_curves_over_other_seeds_are_not_laid_over_each_other():
+    """The arm on one seed would seem to lose what that seed lacks."""
+    found = [
+        *(result(seed, "full") for seed in (10, 11)),
+        result(10, "script"),
+        *(result(s, "yoked") for s in (10, 11)),
+    ]
+    assert drawn(Runs(found, CONFIRMATORY_SEEDS)) == (["full", "yoked"], ["script"])
+    assert drawn(Runs([result(10, "script")], CONFIRMATORY_SEEDS)) == (["script"], [])
 
 
 def test_an_ablation_differs_or_is_alike_or_is_undecided(tmp_path):
@@ -170,6 +189,10 @@ def test_what_the_arms_met_stands_beside_them(tmp_path):
     text = written(tmp_path, *found)
     assert "| full | 2 | 25 + 24 | 200 | 400 | 5,000 | 25.0 % | 0.500 | 30.0 % | 70.0 % |" in text
     assert "| single_turn_base | 1 | 0 + 24 | 400 | 400 | 5,000 | 25.0 % | 0.500 | – | – |" in text
+    others = (result(10, arm, sizes=sizes, met={**alone, "later": 9}) for arm in ("steer_turn", "reference"))
+    text = written(tmp_path / "other", *others)
+    assert "| steer_turn | 1 | 25 + 24 | 400 | 400 | 5,000 | – | – |" in text, "its advantages are no returns'"
+    assert "| reference | 1 | 25 + 24 | 400 | 400 | 5,000 | 25.0 % | – |" in text, "it divides by the spread"
 
 
 def test_an_ablation_may_differ_where_it_was_not_meant_to(tmp_path):
@@ -189,6 +212,8 @@ def test_a_gauge_that_never_moves_is_said_to_find_nothing(tmp_path):
     text = written(tmp_path / "quiet", *quiet)
     assert "differ by more than 1e-17; where they never part, this check has nothing to find" in text
     assert "-0.000" not in text
+    bound = [result(10, arm, tutor={**result(10, arm).tutor, "gap": 1.4e-5}) for arm in ("sft", "full")]
+    assert "differ by more than 2e-5;" in written(tmp_path / "bound", *bound), "a bound is rounded up"
     loud = [result(10, arm, tutor={**result(10, arm).tutor, "gap": 0.01}) for arm in ("sft", "full")]
     assert "nothing to find" not in written(tmp_path / "loud", *loud)
 
@@ -217,6 +242,22 @@ def test_seeds_of_development_confirm_nothing(tmp_path):
     assert (
         "not the confirmatory seeds (10–19) but 100: nothing below confirms anything" in (tmp_path / "e.md").read_text()
     )
+
+
+def test_a_mistyped_folder_or_other_seeds_leave_the_page_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    results.write(result(100, "sft"), tmp_path / "development")
+    page_ = tmp_path / "docs" / "evidence.md"
+    page_.parent.mkdir()
+    page_.write_text("figures")
+    for arguments, said in (
+        (("evidence", "--results", "evidence/run"), "--results evidence/run: there is no such folder"),
+        (("evidence", "--results", "docs"), "--results docs: there is no result in it"),
+        (("evidence", "--results", "development", "--seeds", "100"), "name another by --out"),
+        (("refresh", "--results", "evidence/run"), "there is no such folder"),
+    ):
+        assert main(["stages", *arguments]) == 2
+        assert said in capsys.readouterr().err and page_.read_text() == "figures"
 
 
 def test_a_damaged_or_misnamed_result_is_named(tmp_path):
@@ -268,10 +309,16 @@ def test_the_readme_quotes_the_page():
 def test_the_reasons_for_what_came_out_quote_the_page():
     runs = Runs(results.read_all(ROOT / "evidence" / "runs"), CONFIRMATORY_SEEDS)
 
-    def ahead(one: str, other: str, rule: str = "") -> str:
+    def apart(one: str, other: str, rule: str = "") -> tuple[float, float, float]:
         read = (lambda r: r.by_rule[rule]["harmful"]) if rule else (lambda r: r.by_kind["harmful"]["joint"])
         a, b = (runs.by_arm[arm] for arm in (one, other))
-        return difference(mean_interval({seed: read(a[seed]) - read(b[seed]) for seed in a if seed in b}), "joint")
+        return mean_interval({seed: read(a[seed]) - read(b[seed]) for seed in a if seed in b})
+
+    def gain(one: str, other: str, rule: str = "") -> float:
+        return apart(one, other, rule)[0]
+
+    def ahead(one: str, other: str, rule: str = "") -> str:
+        return difference(apart(one, other, rule), "joint")
 
     text = " ".join((ROOT / "docs" / "microworld_limits.md").read_text().split())
     elsewhere = [r.met.elsewhere for r in runs.by_arm["full"].values()]
@@ -283,13 +330,17 @@ def test_the_reasons_for_what_came_out_quote_the_page():
         f"ahead of `full` ({ahead('single_turn', 'full', 'R1')})",
         f"**TCSR against a plain mean: {ahead('full', 'plain_mean')}.**",
         f"**Scripted questions: `full` {ahead('full', 'script')} ahead**",
-        f"(R2: {ahead('full', 'script', 'R2')}), where `script` hardly gains on its start ({ahead('script', 'sft', 'R2')}, `full` "
+        f"(R2: {ahead('full', 'script', 'R2')}; a quarter of the dialogues), where `script` hardly gains on its start ({ahead('script', 'sft', 'R2')}, `full` "
         f"{ahead('full', 'sft', 'R2')})",
         f"`full` {ahead('full', 'plain_mean_kl')} behind**, most on pledge (R3: {ahead('full', 'plain_mean_kl', 'R3')}) and "
         f"reference (R4: {ahead('full', 'plain_mean_kl', 'R4')})",
         f"**Yoked questions: {ahead('full', 'yoked')}.** {100 - 100 * sum(elsewhere) / len(elsewhere):.0f} % of the questions",
+        f"their means part by {at_most(max(abs(r.tutor['gap']) for found in runs.by_arm.values() for r in found.values()))} at most",
     ):
         assert said in text, said
+    of_r2 = 51 / 200  # of the bench's harmful dialogues; a quarter
+    share = of_r2 * gain("full", "script", "R2") / gain("full", "script")
+    assert round(4 * share) == 3 and "three quarters of it on accumulation" in text
 
 
 def test_a_stopped_round_is_called_so(tmp_path):

@@ -30,7 +30,8 @@ from verl_steer.microworld.scripts import asks_of, generate, scene_of_script
 from verl_steer.microworld.tutor import MicroworldTutor
 from verl_steer.roles.tutor import Exchange, TutorRequest
 from verl_steer.stages import rows
-from verl_steer.stages.plan import FULL, Place
+from verl_steer.stages.plan import Place
+from verl_steer.stages.sizes import FULL
 
 PREFIXES = {**FRAMINGS, **{name: text for name, text in MOVES.items() if text}}
 ALLOWED = set(FRAMINGS) - HELD_OUT_FRAMINGS | set(RL_MOVES)

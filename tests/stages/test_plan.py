@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from verl_steer.stages import commandlines, plan
-from verl_steer.stages.plan import ARMS, FULL, Place, PlanError
+from verl_steer.stages.plan import ARMS, Place
+from verl_steer.stages.sizes import FULL, PlanError, sized
 
 
 def test_an_arm_brings_the_one_whose_records_it_needs():
@@ -18,21 +19,35 @@ def test_an_arm_brings_the_one_whose_records_it_needs():
 
 
 def test_sizes_are_set_by_name_and_checked():
-    sizes = plan.sized(FULL, ["rl_steps=5", "rl_lr=3e-5", "warmup.base_steps=7"])
+    sizes = sized(FULL, ["rl_steps=5", "rl_lr=3e-5", "warmup.base_steps=7"])
     assert (sizes.rl_steps, sizes.rl_lr, sizes.warmup) == (5, 3e-5, {"base_steps": 7})
-    assert plan.sized(FULL, ["rl_kl=0"]).rl_kl == 0, "no KL loss is a choice"
+    assert sized(FULL, ["rl_kl=0"]).rl_kl == 0, "no KL loss is a choice"
+    assert sized(FULL, ["rl_lr=1E-4"]).rl_lr == 1e-4
     for setting, message in (
         ("rl_kl=-1.0", "positive float"),
         ("rl_step=5", "did you mean rl_steps"),
         ("rl_steps=0", "positive int"),
         ("rl_steps=1.5", "positive int"),
         ("rl_steps", "give name=number"),
+        ("sft_lr=1e400", "positive float"),
+        ("rl_scripts=12", "rl_batch=16 of them make a step"),
+        ("warmup.base_stps=7", "there is no such size; did you mean base_steps"),
+        ("warmup.base_steps=-7", "positive int"),
+        ("warmup.base_steps=7.5", "positive int"),
         ("rl_batch=2", "give a multiple of 4"),
         ("rl_benign=1.0", "a share below 1"),
         ("sft_dialogues=3", "sft_batch=16 of them make a step"),
     ):
         with pytest.raises(PlanError, match=message):
-            plan.sized(FULL, [setting])
+            sized(FULL, [setting])
+
+
+@pytest.mark.parametrize(("scripts", "batch", "steps"), [(100, 16, 25), (90, 16, 11), (288, 16, 24), (16, 16, 3)])
+def test_the_epochs_hold_every_step_though_the_last_batch_is_dropped(scripts, batch, steps, tmp_path):
+    sizes = sized(FULL, [f"rl_scripts={scripts}", f"rl_batch={batch}", f"rl_steps={steps}"])
+    command = commandlines.rl_command(Place(tmp_path, 1), ARMS["full"], sizes, tmp_path)
+    (epochs,) = (int(a.partition("=")[2]) for a in command if a.startswith("trainer.total_epochs="))
+    assert (epochs - 1) * (scripts // batch) < steps <= epochs * (scripts // batch)
 
 
 def test_the_config_hash_changes_with_arm_and_sizes_and_not_with_seed_or_label():
@@ -42,7 +57,7 @@ def test_the_config_hash_changes_with_arm_and_sizes_and_not_with_seed_or_label()
     first = plan.config_hash(arm, FULL)
     assert first == plan.config_hash(replace(arm, label="another"), FULL)
     assert first != plan.config_hash(ARMS["script"], FULL) != plan.config_hash(arm, FULL)
-    assert first != plan.config_hash(arm, plan.sized(FULL, ["warmup.base_steps=7"]))
+    assert first != plan.config_hash(arm, sized(FULL, ["warmup.base_steps=7"]))
 
 
 def test_hashes_of_results_that_exist_stay():

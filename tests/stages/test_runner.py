@@ -5,17 +5,20 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from stages_results import result
 
 from verl_steer.data.parts import file_hash
+from verl_steer.local.checkpoint import TRACKER
 from verl_steer.stages import plan
 from verl_steer.stages import result as results
-from verl_steer.stages.console import Task
-from verl_steer.stages.plan import ARMS, FAST
+from verl_steer.stages.console import Task, progress
+from verl_steer.stages.plan import ARMS
 from verl_steer.stages.processes import StepError
-from verl_steer.stages.runner import TRACKER, Runner
+from verl_steer.stages.runner import Runner
+from verl_steer.stages.sizes import FAST, sized
 
 
 @pytest.fixture
@@ -39,6 +42,42 @@ def test_what_exists_is_not_repeated_and_another_experiment_s_is_refused(runner)
         results.ResultError, match=r"seed1-full\.json is of another experiment: its config_hash is other"
     ):
         runner.missing([0, 1], arms)
+
+
+@pytest.mark.parametrize(("field", "value"), [("world_hash", "other"), ("dialogues", 7), ("bench_sha256", "0" * 64)])
+def test_constants_of_another_experiment_are_refused_before_anything_is_trained(runner, field, value):
+    hashes = constant_of(runner)
+    results.write(result(None, "refuse", **hashes), runner.results)
+    assert runner.missing_constants() == ["perfect-refusal-template", "comply", "empty"]
+    results.write(result(None, "refuse", **(hashes | {field: value})), runner.results)
+    with pytest.raises(results.ResultError, match=rf"constant-refuse\.json is of another experiment: its {field} is"):
+        runner.missing([0], [ARMS["base"]])
+
+
+def constant_of(runner: Runner) -> dict:
+    """What a constant policy's result of this very experiment holds; its bench is written, too."""
+    bench = plan.Place(runner.root, -1).bench
+    bench.parent.mkdir(parents=True, exist_ok=True)
+    bench.write_bytes(b"of this experiment")
+    own = {"config_hash": "constant", "world_hash": runner.world_hash, "bench_sha256": file_hash(bench)}
+    return own | {"dialogues": 2 * runner.sizes.bench_pairs}
+
+
+def test_a_constant_policy_that_was_left_out_is_played_though_no_run_is_missing(runner, monkeypatch):
+    played: list[str] = []
+    monkeypatch.setattr(runner.steps, "run", lambda _, name, command: played.append(name))
+    monkeypatch.setattr("verl_steer.stages.result.from_bench", lambda folder, bench: from_hand)
+    hashes = constant_of(runner)
+    shown = result(None, "x", **hashes).model_dump()
+    given = {"seed", "arm", "config_hash", "world_hash", "commands"}
+    from_hand = {name: value for name, value in shown.items() if name not in given}
+    results.write(result(None, "refuse", **hashes), runner.results)
+    runner.constants()
+    assert played == ["constants", *(f"constants-{name}" for name in ("perfect-refusal-template", "comply", "empty"))]
+    assert runner.missing_constants() == []
+    played.clear()
+    runner.constants()
+    assert played == []
 
 
 def test_steps_come_after_what_they_rest_on_and_a_failure_stops_only_what_rests_on_it(runner, monkeypatch):
@@ -128,10 +167,7 @@ def test_stopping_ends_a_process_under_way_with_its_children_and_starts_no_other
 
     thread = threading.Thread(target=step)
     thread.start()
-    end = time.monotonic() + 60
-    while not beat.exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    assert beat.exists()
+    until(beat.exists)
     runner.stop()
     thread.join(30)
     assert not thread.is_alive() and errors
@@ -143,7 +179,7 @@ def test_stopping_ends_a_process_under_way_with_its_children_and_starts_no_other
 
 
 def test_other_sizes_work_in_another_folder(tmp_path, runner):
-    other = Runner(tmp_path / "work", tmp_path / "results", plan.sized(FAST, ["rl_steps=3"]))
+    other = Runner(tmp_path / "work", tmp_path / "results", sized(FAST, ["rl_steps=3"]))
     assert other.root != runner.root and other.world_hash == runner.world_hash
 
 
@@ -155,6 +191,7 @@ def test_an_arm_with_a_stage_two_of_its_own_trains_it_from_the_base_and_nothing_
         begun.append([name, *command])
         if name.startswith("bench"):
             raise StepError("far enough")
+        trained(place.arm("sft_twice"), 2 * (runner.sizes.sft_dialogues // runner.sizes.sft_batch))
 
     monkeypatch.setattr(runner.steps, "run", run)
     monkeypatch.setattr("verl_steer.stages.runner.find", lambda folder: folder)
@@ -171,19 +208,6 @@ def test_an_arm_with_a_stage_two_of_its_own_trains_it_from_the_base_and_nothing_
     assert bench[0] == "bench-sft_twice-0" and str(place.arm("sft_twice")) in bench
 
 
-def test_constants_of_another_bench_are_refused(runner, monkeypatch):
-    bench = plan.Place(runner.root, -1).bench
-    (runner.root / "constants" / "refuse").mkdir(parents=True)
-    bench.write_bytes(b"of this experiment")
-    monkeypatch.setattr(runner.steps, "run", lambda *_: None)
-    hashes = {"config_hash": "constant", "world_hash": runner.world_hash}
-    results.write(result(None, "refuse", **hashes, bench_sha256="0" * 64), runner.results)
-    with pytest.raises(results.ResultError, match=r"constant-refuse\.json is of another experiment: its bench_sha256"):
-        runner.constants()
-    results.write(result(None, "refuse", **hashes, bench_sha256=file_hash(bench)), runner.results)
-    runner.constants()
-
-
 def test_an_arm_whose_records_another_arm_reads_is_trained_again_where_only_its_result_is(runner, monkeypatch):
     """Results travel with the repository, records do not."""
     results.write(own(runner, 0, "full"), runner.results)
@@ -194,6 +218,7 @@ def test_an_arm_whose_records_another_arm_reads_is_trained_again_where_only_its_
         begun.append(name)
         if name.startswith("bench"):
             raise StepError("far enough")
+        trained(place.arm(name.removeprefix("rl-")), runner.sizes.rl_steps)
 
     monkeypatch.setattr(runner.steps, "run", run)
     monkeypatch.setattr("verl_steer.stages.runner.find", lambda folder: folder)
@@ -201,9 +226,102 @@ def test_an_arm_whose_records_another_arm_reads_is_trained_again_where_only_its_
     with pytest.raises(StepError, match="far enough"):
         runner._arm(place, ARMS["yoked"])
     assert begun == ["rl-full", "rl-yoked", "bench-yoked-0"]
-    place.arm("full").mkdir(parents=True)
-    (place.arm("full") / TRACKER).write_text(str(runner.sizes.rl_steps))
     begun.clear()
+    (place.arm("yoked") / TRACKER).unlink()
     with pytest.raises(StepError, match="far enough"):
         runner._arm(place, ARMS["yoked"])
     assert begun == ["rl-yoked", "bench-yoked-0"]
+
+
+def trained(folder: Path, step: int) -> None:
+    """What verl leaves of a training that came to this step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / TRACKER).write_text(str(step))
+
+
+def test_a_training_that_ends_before_its_last_step_makes_no_result(runner, monkeypatch):
+    """verl ends without an error where the rows give out; the result would claim steps that were not made."""
+    place = plan.Place(runner.root, 0)
+    short = runner.sizes.rl_steps - 4
+    monkeypatch.setattr(runner.steps, "run", lambda _, name, command: trained(place.arm("full"), short))
+    with pytest.raises(
+        StepError, match=f"last checkpoint is of step {short} of {runner.sizes.rl_steps} .*rows give out"
+    ):
+        runner._stage3(place, ARMS["full"], place.sft)
+
+
+def test_rows_and_world_that_are_there_are_not_made_again(runner, monkeypatch):
+    begun: list[str] = []
+    monkeypatch.setattr(runner.steps, "run", lambda _, name, command: begun.append(name))
+    place = plan.Place(runner.root, 0)
+    for part in ("world", "rows"):
+        runner._do(Task(0, part), lambda *_: None)
+    assert begun == ["world", "rows"]
+    for path in (place.bench, *map(place.rows, ("sft", "rl", "single", "probe"))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    student = runner.root / "worlds" / "student"
+    student.mkdir(parents=True)
+    place.base.symlink_to(student)
+    for part in ("world", "rows"):
+        runner._do(Task(0, part), lambda *_: None)
+    assert begun == ["world", "rows"]
+    student.rmdir()
+    runner._do(Task(0, "world"), lambda *_: None)
+    assert begun == ["world", "rows", "world"], "a link to nothing is no world"
+
+
+def test_no_two_commands_are_at_one_step(runner, monkeypatch, tmp_path):
+    """A command that was killed outright leaves what it had started: nothing else may train in the same folder."""
+    monkeypatch.setattr("verl_steer.stages.processes._LINGERS_S", 0.5)
+    place, other = plan.Place(runner.root, 0), Runner(tmp_path / "work", tmp_path / "results", FAST)
+    wait = [
+        "import pathlib, time",
+        f"end = pathlib.Path({str(tmp_path / 'end')!r})",
+        "while not end.exists(): time.sleep(0.05)",
+    ]
+    program = "\n".join([wait[0], wait[1], f"pathlib.Path({str(tmp_path / 'begun')!r}).touch()", wait[2]])
+    thread = threading.Thread(target=runner.steps.run, args=(place, "rl-full", [sys.executable, "-c", program]))
+    thread.start()
+    try:
+        until(lambda: (tmp_path / "begun").exists())
+        with pytest.raises(StepError, match="rl-full of seed 0 is under way in another process"):
+            other.steps.run(place, "rl-full", [sys.executable, "-c", "pass"])
+        other.steps.run(place, "rl-script", [sys.executable, "-c", "pass"])
+    finally:
+        (tmp_path / "end").touch()
+        thread.join(30)
+    other.steps.run(place, "rl-full", [sys.executable, "-c", "pass"])
+
+
+def until(there) -> None:
+    end = time.monotonic() + 60
+    while not there() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert there()
+
+
+def test_steps_may_tell_at_the_same_time(capsys):
+    """Each does so from a thread of its own."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    errors: list[Exception] = []
+
+    def step(seed: int) -> None:
+        try:
+            for name in ("world", "rows") * 200:
+                tell(Task(seed, name), "begins")
+                tell(Task(seed, name), "ends")
+        except RuntimeError as error:
+            errors.append(error)
+
+    try:
+        with progress(1) as tell:
+            threads = [threading.Thread(target=step, args=(seed,)) for seed in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not errors and capsys.readouterr().out.count("rows: ends") == 800

@@ -11,6 +11,8 @@ from verl_steer.data.parts import file_hash
 
 _STEP = re.compile(r"global_step_(\d+)")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+#: verl writes it after everything else of a checkpoint.
+TRACKER = "latest_checkpointed_iteration.txt"
 #: verl writes it beside the shards of a LoRA run.
 LORA = "lora_train_meta.json"
 # RL writes the first, SFT the second; a folder that was exported by hand is itself one.
@@ -54,6 +56,13 @@ def find(path: Path) -> Path:
         f"{path} holds no model: give a Hugging Face folder (config.json and weights), a global_step_N of verl, or a "
         "run's folder that holds some"
     )
+
+
+def reached(run: Path) -> int:
+    """The step of a run's newest whole checkpoint; 0 without one."""
+    tracker = run / TRACKER
+    text = tracker.read_text().strip() if tracker.is_file() else ""
+    return int(text) if text.isdigit() else 0
 
 
 def weights_hash(folder: Path) -> str:

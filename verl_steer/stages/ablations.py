@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 
 from verl_steer.stages.contrasts import FAMILY, HALF_WIDTH, OTHERS, OUTCOMES, Contrast, Runs, mean_interval, start_of
 from verl_steer.stages.met import Met
-from verl_steer.stages.plan import ARMS, Sizes
+from verl_steer.stages.plan import ARMS
+from verl_steer.stages.sizes import Sizes
 from verl_steer.stages.tables import UNKNOWN, contrasts, difference, mean, table
 
 _BESIDE = ("benign_joint", "twin_accuracy", "over_refusal")
+_SILENT, _SPREAD = "groups without a signal", "spread of returns"
 _BY_RULE = {
     "harmful": "Joint pass, harmful dialogues",
     "benign": "Joint pass, benign dialogues",
@@ -67,8 +69,8 @@ def _met(runs: Runs) -> str:
         "dialogues": (lambda m: m.rollouts, _count),
         "judged replies": (lambda m: m.replies, _count),
         "reply tokens": (lambda m: m.tokens, _count),
-        "groups without a signal": (lambda m: m.silent, _share),
-        "spread of returns": (lambda m: m.spread, lambda value: f"{value:.3f}"),
+        _SILENT: (lambda m: m.silent, _share),
+        _SPREAD: (lambda m: m.spread, lambda value: f"{value:.3f}"),
         "rewritten questions": (lambda m: m.rewritten, _share),
         "other than a sibling's": (lambda m: m.elsewhere, _share),
     }
@@ -76,7 +78,11 @@ def _met(runs: Runs) -> str:
     for arm, results in runs.by_arm.items():
         known = [r.met for r in results.values() if r.met is not None]
         if known:
-            shown = [_mean([read(m) for m in known], say) for read, say in columns.values()]
+            untold = _untold(arm)
+            shown = [
+                UNKNOWN if name in untold else _mean([read(m) for m in known], say)
+                for name, (read, say) in columns.items()
+            ]
             sizes = Sizes(**next(iter(results.values())).sizes)
             updates = f"{sizes.sft_steps if ARMS[arm].start == 'sft' else 0} + {sizes.rl_steps}"
             rows.append([arm, str(len(known)), updates, *shown])
@@ -84,11 +90,20 @@ def _met(runs: Runs) -> str:
         return "Unknown: these results are older."
     return table(["arm", "seeds", "updates (II + III)", *columns], rows) + (
         "\n\nMeans over seeds, of Stage III's training. A group (five rollouts of one script) whose returns are all equal has no signal. The spread of returns "
-        "within groups is how large advantages are: the KL loss weighs against it, so an arm with a smaller one is held more tightly, too. Rewritten: share of "
+        "within groups is how large advantages are: the KL loss weighs against it, so an arm with a smaller one is held more tightly, too. (Neither can be told of "
+        "`steer_turn`, whose advantages are of turns and not of returns; nor the spread of `reference`, which divides by it.) Rewritten: share of "
         "the questions after the first that are not the planned ones, all that `script` can change. Other than a sibling's: share of them that the next rollout of "
         "the same script was not asked at that turn, all that `yoked` can change as long as students are alike. An arm from the base student (`no_bootstrap`, "
         "`single_turn_base`) has fewer updates, no demonstrations, and a KL loss that holds it to the base student."
     )
+
+
+def _untold(arm: str) -> tuple[str, ...]:
+    """Columns that say nothing of how an arm learns."""
+    overrides = ARMS[arm].overrides or ()
+    if "steer.reward.credit=turn" in overrides:
+        return (_SILENT, _SPREAD)
+    return (_SPREAD,) if "algorithm.norm_adv_by_std_in_grpo=true" in overrides else ()
 
 
 def _mean(values: list[float | None], say: Callable[[float], str]) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from verl_steer.stages.plan import EMBEDDED, TURNS_A_SCRIPT, Arm, Place, PlanError, Sizes
+from verl_steer.stages.plan import EMBEDDED, TURNS_A_SCRIPT, Arm, Place
+from verl_steer.stages.sizes import PlanError, Sizes
 
 SFT_MODULE, RL_MODULE = "verl.trainer.sft_trainer", "verl.trainer.main_ppo"
 
@@ -109,8 +110,8 @@ def constant_commands(root: Path) -> list[list[str]]:
 
 
 def _epochs(sizes: Sizes) -> int:
-    """Epochs that hold all steps: verl ends with the shorter of the two."""
-    return max(1, -(-sizes.rl_steps * sizes.rl_batch // sizes.rl_scripts))
+    """Epochs that hold all steps: verl ends with the shorter of the two, and drops the last, incomplete batch of each epoch."""
+    return -(-sizes.rl_steps // (sizes.rl_scripts // sizes.rl_batch))
 
 
 def described(arguments: Sequence[str]) -> str:

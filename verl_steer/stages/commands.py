@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+_RESULTS, _PAGE = Path("evidence/runs"), Path("docs/evidence.md")
+
 
 def add(commands: Any) -> None:
     """Adds `stages` to the subparsers of `verl-steer`."""
@@ -36,11 +38,11 @@ def add(commands: Any) -> None:
     )
     refresh.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER", help="as given to `run`")
     refresh.add_argument("--work", type=Path, default=Path("outputs/three_stages"), help="where the runs were made")
-    refresh.add_argument("--results", type=Path, default=Path("evidence/runs"))
+    refresh.add_argument("--results", type=Path, default=_RESULTS)
     refresh.set_defaults(run=_guarded(_refresh))
     evidence = actions.add_parser("evidence", help="docs/evidence.md and its pictures, from the results alone")
-    evidence.add_argument("--results", type=Path, default=Path("evidence/runs"))
-    evidence.add_argument("--out", type=Path, default=Path("docs/evidence.md"))
+    evidence.add_argument("--results", type=Path, default=_RESULTS)
+    evidence.add_argument("--out", type=Path, help=f"default {_PAGE}; other seeds need a page of their own")
     evidence.add_argument(
         "--seeds", type=int, nargs="+", help="which seeds count (default: the confirmatory ones, 10 to 19)"
     )
@@ -50,9 +52,9 @@ def add(commands: Any) -> None:
 def _guarded(action: Any) -> Any:
     def run(arguments: argparse.Namespace) -> int:
         from verl_steer.bench.console import guarded
-        from verl_steer.stages.plan import PlanError
         from verl_steer.stages.processes import StepError
         from verl_steer.stages.result import ResultError
+        from verl_steer.stages.sizes import PlanError
 
         try:
             status: int = guarded(action)(arguments)
@@ -68,14 +70,15 @@ def _run(arguments: argparse.Namespace) -> int:
     from verl_steer.stages import plan
     from verl_steer.stages.console import progress
     from verl_steer.stages.runner import Runner
+    from verl_steer.stages.sizes import FAST, FULL, PlanError, sized
 
     if arguments.jobs < 1:
-        raise plan.PlanError(f"--jobs {arguments.jobs}: give 1 or more")
+        raise PlanError(f"--jobs {arguments.jobs}: give 1 or more")
     if any(seed < 0 for seed in arguments.seeds):
-        raise plan.PlanError("--seeds: a training seed is 0 or more")
+        raise PlanError("--seeds: a training seed is 0 or more")
     arms = plan.chosen(arguments.arms, arguments.fast)
-    sizes = plan.sized(plan.FAST if arguments.fast else plan.FULL, arguments.set)
-    results = arguments.results or (arguments.work / "fast" if arguments.fast else Path("evidence/runs"))
+    sizes = sized(FAST if arguments.fast else FULL, arguments.set)
+    results = arguments.results or (arguments.work / "fast" if arguments.fast else _RESULTS)
     runner = Runner(arguments.work, results.absolute(), sizes)
     tasks = runner.missing(arguments.seeds, arms)
     there = len(arguments.seeds) * len(arms) - len(tasks)
@@ -85,11 +88,12 @@ def _run(arguments: argparse.Namespace) -> int:
             sys.stdout.write(f"seed {task.seed} {task.name}\n")
         return 0
     # Processes under way are sessions of their own: they end with this one only if it hears of its end.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup's ignoring stands
+            signal.signal(number, signal.default_int_handler)
     with progress(len(tasks)) as tell:
         failed = runner.run(tasks, arguments.jobs, tell)
-    if not failed and (tasks or not any(results.glob("constant-*.json"))):
+    if not failed:
         runner.constants()
     for task, why in failed:
         sys.stderr.write(f"seed {task.seed} {task.name}: {why}\n")
@@ -99,11 +103,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _refresh(arguments: argparse.Namespace) -> int:
-    from verl_steer.stages import plan
     from verl_steer.stages.refresh import refresh
     from verl_steer.stages.runner import Runner
+    from verl_steer.stages.sizes import FULL, sized
 
-    sizes = plan.sized(plan.FULL, arguments.set)
+    _holds_results(arguments.results)
+    sizes = sized(FULL, arguments.set)
     written, absent = refresh(Runner(arguments.work, arguments.results, sizes).root, arguments.results)
     sys.stdout.write(f"{len(written)} results were added to\n")
     if absent:
@@ -114,7 +119,24 @@ def _refresh(arguments: argparse.Namespace) -> int:
 def _evidence(arguments: argparse.Namespace) -> int:
     from verl_steer.stages.evidence import write_evidence
     from verl_steer.stages.plan import CONFIRMATORY_SEEDS
+    from verl_steer.stages.sizes import PlanError
 
-    written = write_evidence(arguments.results, arguments.out, tuple(arguments.seeds or CONFIRMATORY_SEEDS))
+    _holds_results(arguments.results)
+    seeds = tuple(arguments.seeds or CONFIRMATORY_SEEDS)
+    if arguments.out is None and set(seeds) != set(CONFIRMATORY_SEEDS):
+        raise PlanError(f"--seeds: {_PAGE} is the page of seeds 10 to 19; name another by --out")
+    written = write_evidence(arguments.results, arguments.out or _PAGE, seeds)
     sys.stdout.write("".join(f"{path}\n" for path in written))
     return 0
+
+
+def _holds_results(folder: Path) -> None:
+    """A name that was mistyped must not become a page without a figure."""
+    from verl_steer.stages.result import ResultError
+
+    if not any(folder.glob("*.json")):
+        raise ResultError(
+            f"--results {folder}: there is no result in it"
+            if folder.is_dir()
+            else f"--results {folder}: there is no such folder"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -26,15 +27,17 @@ def progress(total: int) -> Iterator[Callable[[Task, str], None]]:
     with Progress(*columns, TimeElapsedColumn()) as bar:
         task_id = bar.add_task("", total=total)
         under_way: dict[Task, None] = {}
+        one_at_a_time = threading.Lock()  # every step tells from a thread of its own
 
         def tell(task: Task, what: str) -> None:
-            if what == "begins":
-                under_way[task] = None
-            else:
-                under_way.pop(task, None)
-                bar.console.print(f"seed {task.seed} {task.name}: {what}", markup=False)
-            done = what == "ends" and task.name in ARMS
-            names = ", ".join(f"{t.name} of {t.seed}" for t in under_way)
-            bar.update(task_id, advance=int(done), description=names)
+            with one_at_a_time:
+                if what == "begins":
+                    under_way[task] = None
+                else:
+                    under_way.pop(task, None)
+                    bar.console.print(f"seed {task.seed} {task.name}: {what}", markup=False)
+                done = what == "ends" and task.name in ARMS
+                names = ", ".join(f"{t.name} of {t.seed}" for t in under_way)
+                bar.update(task_id, advance=int(done), description=names)
 
         yield tell

@@ -17,7 +17,7 @@ from scipy import stats
 from verl_steer.bench.compare import holm, sign_flip
 from verl_steer.bench.intervals import LEVEL
 from verl_steer.bench.survival import HORIZON, product_limit
-from verl_steer.stages.plan import ADDED_ARMS, ARMS, FIRST_ROUND_SEEDS
+from verl_steer.stages.plan import ADDED_ARMS, ARMS, FIRST_ROUND_SEEDS, constants
 from verl_steer.stages.result import Result, ResultError, Risk
 
 Read = Callable[[Result], float | None]
@@ -173,6 +173,11 @@ class Runs:
         """Arm -> the seeds without a result, arms without any gap left out."""
         gaps = {name: [s for s in self.seeds if s not in found] for name, found in self.by_arm.items()}
         return {name: seeds for name, seeds in gaps.items() if seeds}
+
+    @property
+    def missing_constants(self) -> list[str]:
+        """The constant policies without a result."""
+        return [name for name in constants() if name not in self.constants]
 
     @property
     def began(self) -> dict[str, bool | None]:

@@ -66,6 +66,8 @@ def _all(missed: Sequence[str]) -> str:
 
 
 def _order(runs: Runs) -> str:
+    if absent := runs.missing_constants:
+        return f"open, without a result of {', '.join(absent)}"
     missed = [_named(c) for c in ORDER if not reached(runs.contrast(c))]
     missed += [f"{arm} is outside its gate" for arm in GATES if not gate(runs, arm)[1]]
     for outcome in ("joint", "twin_accuracy"):

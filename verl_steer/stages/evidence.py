@@ -115,9 +115,9 @@ def _state(runs: Runs) -> str:
         lines.append(
             "**Missing:**\n" + "\n".join(f"- {name}: seeds {_seeds(seeds)}" for name, seeds in missing.items())
         )
-    if not runs.constants:
-        lines.append("**Missing:** the constant policies.")
-    if gaps and not first:
+    if absent := runs.missing_constants:
+        lines.append(f"**Missing:** constant policies: {', '.join(absent)}.")
+    if (gaps or absent) and not first:
         names = " ".join(map(str, runs.seeds))
         lines.append(f"`bash examples/three_stages.sh --seeds {names}` makes what is missing and repeats nothing.")
     return "\n\n".join(lines)

@@ -11,6 +11,7 @@ import numpy as np
 from verl_steer.stages.contrasts import Runs, standardised
 from verl_steer.stages.plan import ARMS
 from verl_steer.stages.result import Result
+from verl_steer.whole import replacing
 
 STAGES = {"base": "tab:gray", "sft": "tab:orange", "full": "tab:red"}
 
@@ -39,11 +40,7 @@ def learning(runs: Runs, out: Path) -> Path | None:
 
     Arms on single-turn data are left out: they are validated on single questions, too, so their curves are of something else.
     """
-    arms = [
-        arm
-        for arm, found in runs.by_arm.items()
-        if ARMS[arm].rows != "single" and any(result.curve for result in found.values())
-    ]
+    arms, fewer = drawn(runs)
     if not arms:
         return None
     figure, panels = _axes(2)
@@ -74,8 +71,24 @@ def learning(runs: Runs, out: Path) -> Path | None:
     ends = [axes.get_ylim() for axes in panels]
     for axes in panels:
         axes.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
-    panels[1].legend(fontsize=7, title="means over seeds; thin: each seed of the full method", title_fontsize=7)
+    title = "means over seeds; thin: each seed of the full method"
+    if fewer:
+        title += f"\nnot drawn, since they lack seeds: {', '.join(fewer)}"
+    panels[1].legend(fontsize=7, title=title, title_fontsize=7)
     return _save(figure, out)
+
+
+def drawn(runs: Runs) -> tuple[list[str], list[str]]:
+    """The arms whose curves can be laid over each other, and those that lack seeds of `full`: seeds differ more than arms do."""
+    curved = {
+        arm: set(found)
+        for arm, found in runs.by_arm.items()
+        if ARMS[arm].rows != "single" and any(result.curve for result in found.values())
+    }
+    asked = curved.get("full", set())
+    return [a for a, seeds in curved.items() if seeds >= asked], [
+        a for a, seeds in curved.items() if not seeds >= asked
+    ]
 
 
 def _since_start(result: Result, name: str) -> list[tuple[int, float]]:
@@ -114,8 +127,7 @@ def _axes(count: int) -> tuple[Any, Any]:
 def _save(figure: Any, out: Path) -> Path:
     from matplotlib import pyplot as plt
 
-    temporary = out.with_name(f".{out.name}.tmp.png")
-    figure.savefig(temporary, dpi=110)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
-    temporary.replace(out)
     return out

@@ -1,4 +1,4 @@
-"""What is run: sizes, arms and places. Pure: nothing here starts anything; `commandlines.py` has what is started.
+"""What is run: arms and places. Pure: nothing here starts anything; `commandlines.py` has what is started.
 
 An arm is what is varied. All arms of a seed share the base student, the SFT student they start from, the rows and their order,
 the bench, and the tutor's random numbers; so a difference between two arms of one seed is a paired one.
@@ -8,78 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from verl_steer.checked import nearest
+from verl_steer.stages.sizes import PlanError, Sizes
 
 CONFIRMATORY_SEEDS = tuple(range(10, 20))
 #: Those of the round that was stopped (docs/prereg.md): looked at, so they confirm nothing any more.
 FIRST_ROUND_SEEDS = tuple(range(10))
-
-
-class PlanError(ValueError):
-    """An arm, a size or a seed that cannot be."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large everything is; part of a run's identity.
-
-    Attributes:
-        warmup: Overrides of the world's own warm-up.
-        seeds: Single-turn seeds that the synthesis pipeline starts from; half of them become STEER-SFT.
-        sft_dialogues: Dialogues of stage II.
-        sft_epochs: Over them.
-        sft_batch: Dialogues a step.
-        sft_lr: AdamW.
-        rl_scripts: Scripts of stage III.
-        rl_benign: The share of them that is benign.
-        rl_steps: Updates.
-        rl_batch: Scripts a step, each played five times.
-        rl_lr: AdamW.
-        rl_kl: Coefficient of the KL loss to the student that stage III starts from; 0: none.
-        test_freq: Steps between points of the learning curve.
-        curve_pairs: Twin pairs that a point is read on.
-        bench_pairs: Twin pairs of the bench: so many benign dialogues, and as many harmful ones.
-    """
-
-    warmup: Mapping[str, float] = field(default_factory=dict)
-    seeds: int = 600
-    sft_dialogues: int = 400
-    sft_epochs: int = 1
-    sft_batch: int = 16
-    sft_lr: float = 5.5e-5
-    rl_scripts: int = 288
-    rl_benign: float = 0.5
-    rl_steps: int = 24
-    rl_batch: int = 16
-    rl_lr: float = 1e-4
-    rl_kl: float = 0.1
-    test_freq: int = 8
-    curve_pairs: int = 40
-    bench_pairs: int = 200
-
-    @property
-    def sft_steps(self) -> int:
-        """Updates of stage II; verl drops the last, incomplete batch of an epoch."""
-        return self.sft_epochs * (self.sft_dialogues // self.sft_batch)
-
-
-FULL = Sizes()
-FAST = replace(
-    FULL,
-    seeds=250,
-    sft_dialogues=200,
-    rl_scripts=128,
-    sft_epochs=2,
-    rl_steps=12,
-    test_freq=6,
-    curve_pairs=20,
-    bench_pairs=40,
-)
 
 
 @dataclass(frozen=True)
@@ -208,6 +146,12 @@ class Place:
         """Stage II's checkpoints."""
         return self.folder / "sft"
 
+    def has(self, part: str) -> bool:
+        """Whether the `world` or the `rows` of the seed are there; each appears whole or not at all."""
+        if part == "world":
+            return self.base.is_dir()
+        return all(path.is_file() for path in (self.bench, *map(self.rows, ("sft", "rl", "single", "probe"))))
+
     def arm(self, name: str) -> Path:
         """Stage III's checkpoints and records."""
         return self.folder / "arms" / name
@@ -235,36 +179,11 @@ def chosen(names: Sequence[str] | None, fast: bool) -> list[Arm]:
     return [arm for arm in ARMS.values() if arm.name in wanted]
 
 
-def sized(sizes: Sizes, settings: Sequence[str]) -> Sizes:
-    """`sizes` with `name=number` settings laid over; `warmup.name=number` reaches the warm-up.
+def constants() -> tuple[str, ...]:
+    """The policies that always say the same and are to stand in every table."""
+    from verl_steer.bench.policies import MICROWORLD, policies_of
 
-    Raises:
-        PlanError: A name or a number cannot be.
-    """
-    types = {f.name: type(getattr(sizes, f.name)) for f in fields(sizes) if f.name != "warmup"}
-    for setting in settings:
-        name, _, text = setting.partition("=")
-        try:
-            number = float(text) if any(sign in text for sign in ".e") else int(text)
-        except ValueError as error:
-            raise PlanError(f"--set {setting}: give name=number") from error
-        if name.startswith("warmup."):
-            sizes = replace(sizes, warmup={**sizes.warmup, name.removeprefix("warmup."): number})
-        elif name not in types:
-            raise PlanError(f"--set {setting}: there is no such size{nearest(name, types)}")
-        elif number < 0 or (number == 0 and name != "rl_kl") or (types[name] is int and not isinstance(number, int)):
-            raise PlanError(f"--set {setting}: must be a positive {types[name].__name__}")
-        else:
-            sizes = replace(sizes, **{name: types[name](number)})
-    if sizes.rl_batch % 4:
-        raise PlanError(
-            f"rl_batch={sizes.rl_batch}: five rollouts each must fill micro-batches of 20; give a multiple of 4"
-        )
-    if sizes.rl_benign >= 1:
-        raise PlanError(f"rl_benign={sizes.rl_benign}: must be a share below 1, or no script is harmful")
-    if sizes.sft_dialogues < sizes.sft_batch:
-        raise PlanError(f"sft_dialogues={sizes.sft_dialogues}: sft_batch={sizes.sft_batch} of them make a step")
-    return sizes
+    return tuple(policies_of((MICROWORLD,)))
 
 
 def config_hash(arm: Arm, sizes: Sizes) -> str:
@@ -274,8 +193,3 @@ def config_hash(arm: Arm, sizes: Sizes) -> str:
         del described["sft_epochs"]
     plan = {"arm": described, "sizes": asdict(sizes), "embedded": EMBEDDED}
     return hashlib.sha256(json.dumps(plan, sort_keys=True, default=dict).encode()).hexdigest()[:12]
-
-
-def flat(sizes: Sizes) -> dict[str, Any]:
-    """Sizes as plain data."""
-    return {**asdict(sizes), "warmup": dict(sizes.warmup)}

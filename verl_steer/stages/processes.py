@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ from verl_steer.stages.plan import Place
 from verl_steer.whole import write_text
 
 _GRACE_S = 10.0
+#: What is left of a step that has ended may still hold its log for a moment.
+_LINGERS_S = 10.0
 
 
 class StepError(RuntimeError):
@@ -34,13 +37,17 @@ class Steps:
     def run(self, place: Place, name: str, command: list[str]) -> None:
         """Runs a command; its output goes to `logs/NAME.txt`, its time is kept, an error is told with the log's end.
 
+        The log is locked while anything of the step lives: no two processes train in one folder, also where an earlier command
+        was killed and what it had started goes on.
+
         Raises:
-            StepError: It ended with another status than 0, or everything was stopped.
+            StepError: It ended with another status than 0, another process is at this step, or everything was stopped.
         """
         log = place.folder / "logs" / f"{name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         with log.open("ab") as output:
+            _lock(output, f"{name} of seed {place.seed}", log)
             process = self._start(command, output, place.folder)
             try:
                 status = process.wait()
@@ -93,10 +100,26 @@ class Steps:
         return process
 
     def _remember(self, place: Place, name: str, seconds: float) -> None:
-        with self._lock:
+        with self._lock, (place.folder / "logs" / ".seconds.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of another command on the same seed
             known = self.seconds(place)
             known[name] = round(known.get(name, 0.0) + seconds, 1)
             write_text(place.folder / "seconds.json", json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+def _lock(output: Any, step: str, log: Path) -> None:
+    """Locks an open log; whatever inherits it holds the lock, too."""
+    end = time.monotonic() + _LINGERS_S
+    while True:
+        try:
+            return fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                raise StepError(
+                    f"{step} is under way in another process, which may be what an earlier command left behind: wait for it or "
+                    f"end it (`fuser {log}` names it), then give the same command again"
+                ) from error
+            time.sleep(0.2)
 
 
 def _tail(log: Path, characters: int = 300) -> str:

@@ -23,7 +23,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from verl_steer.stages.plan import Place, Sizes
+from verl_steer.stages.plan import Place
+from verl_steer.stages.sizes import Sizes
 from verl_steer.whole import replacing, write_text
 
 #: The bench's scripts: a stream that no training seed shares.

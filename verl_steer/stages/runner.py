@@ -13,15 +13,15 @@ from pathlib import Path
 
 from verl_steer.bench.lines import BenchError
 from verl_steer.data.parts import file_hash
-from verl_steer.local.checkpoint import CheckpointError, find, weights_hash
+from verl_steer.local.checkpoint import CheckpointError, find, reached, weights_hash
 from verl_steer.stages import commandlines, plan, result
 from verl_steer.stages.console import Task
 from verl_steer.stages.met import met_in
-from verl_steer.stages.plan import Arm, Place, Sizes
+from verl_steer.stages.plan import Arm, Place
 from verl_steer.stages.processes import StepError, Steps
+from verl_steer.stages.sizes import Sizes, flat
 
 _WAKES_S = 0.5
-TRACKER = "latest_checkpointed_iteration.txt"
 _ORDER = ("world", "rows", "stage2", *plan.ARMS)
 
 
@@ -51,6 +51,7 @@ class Runner:
         Raises:
             result.ResultError: A result exists that other sizes, another arm or another world made.
         """
+        self.missing_constants()
         tasks = []
         for seed in seeds:
             for arm in arms:
@@ -58,12 +59,29 @@ class Runner:
                 if not path.is_file():
                     tasks.append(Task(seed, arm.name))
                     continue
-                self._same(result.read(path), path, plan.config_hash(arm, self.sizes))
+                self._same(path, config_hash=plan.config_hash(arm, self.sizes))
         return tasks
 
-    def _same(self, found: result.Result, path: Path, config: str, bench: str = "") -> None:
-        mine = {"config_hash": config, "world_hash": self.world_hash} | ({"bench_sha256": bench} if bench else {})
-        for name, value in mine.items():
+    def missing_constants(self) -> list[str]:
+        """The constant policies without a result.
+
+        Raises:
+            result.ResultError: A result exists that another world or another bench made.
+        """
+        bench = Place(self.root, -1).bench
+        known = {"bench_sha256": file_hash(bench)} if bench.is_file() else {}
+        absent = []
+        for name in plan.constants():
+            path = self.results / f"constant-{name}.json"
+            if path.is_file():
+                self._same(path, config_hash="constant", dialogues=2 * self.sizes.bench_pairs, **known)
+            else:
+                absent.append(name)
+        return absent
+
+    def _same(self, path: Path, **mine: str | int) -> None:
+        found = result.read(path)
+        for name, value in {**mine, "world_hash": self.world_hash}.items():
             if getattr(found, name) != value:
                 raise result.ResultError(
                     f"{path} is of another experiment: its {name} is {getattr(found, name)}, now {value}. Move it away, or "
@@ -140,7 +158,8 @@ class Runner:
         tell(task, "begins")
         place = Place(self.root, task.seed)
         if task.name in ("world", "rows"):
-            self.steps.run(place, task.name, commandlines.own_command(task.name, place, self.sizes))
+            if not place.has(task.name):
+                self.steps.run(place, task.name, commandlines.own_command(task.name, place, self.sizes))
         elif task.name == "stage2":
             self._stage2(place)
         else:
@@ -148,8 +167,8 @@ class Runner:
         tell(task, "ends")
 
     def _stage2(self, place: Place) -> None:
-        if _reached(place.sft) < self.sizes.sft_steps:
-            self.steps.run(place, "sft", commandlines.sft_command(place, self.sizes))
+        command = commandlines.sft_command(place, self.sizes)
+        self._train(place, "sft", command, place.sft, self.sizes.sft_steps)
 
     def _arm(self, place: Place, arm: Arm) -> None:
         student = start = place.base.resolve() if arm.start == "base" else _student(place.sft)
@@ -181,7 +200,7 @@ class Runner:
             arm=arm.name,
             config_hash=plan.config_hash(arm, self.sizes),
             world_hash=self.world_hash,
-            sizes=plan.flat(self.sizes),
+            sizes=flat(self.sizes),
             commands=[self._shown(command) for command in commands],
             start="" if student == start else weights_hash(start),
             student=weights_hash(student),
@@ -196,45 +215,53 @@ class Runner:
     def _stage2_of(self, place: Place, arm: Arm) -> list[str]:
         """A stage II that is the arm's own."""
         training = commandlines.sft_command(place, self.sizes, arm)
-        if _reached(place.arm(arm.name)) < arm.sft_epochs * (self.sizes.sft_dialogues // self.sizes.sft_batch):
-            self.steps.run(place, f"sft-{arm.name}", training)
+        updates = arm.sft_epochs * (self.sizes.sft_dialogues // self.sizes.sft_batch)
+        self._train(place, f"sft-{arm.name}", training, place.arm(arm.name), updates)
         return training
 
     def _stage3(self, place: Place, arm: Arm, start: Path) -> list[str]:
         """Trains an arm to its last step; a result without its records, from another machine, does not stop that."""
         training = commandlines.rl_command(place, arm, self.sizes, start)
-        if _reached(place.arm(arm.name)) < self.sizes.rl_steps:
-            self.steps.run(place, f"rl-{arm.name}", training)
+        self._train(place, f"rl-{arm.name}", training, place.arm(arm.name), self.sizes.rl_steps)
         return training
 
+    def _train(self, place: Place, name: str, command: list[str], folder: Path, updates: int) -> None:
+        """Trains to the last update or goes on to it; verl ends without an error where the rows give out before."""
+        if reached(folder) >= updates:
+            return
+        self.steps.run(place, name, command)
+        if reached(folder) < updates:
+            raise StepError(
+                f"{name} of seed {place.seed} ended without an error, but its last checkpoint is of step {reached(folder)} of {updates} "
+                f"({folder}): did the rows give out? Its log is {place.folder / 'logs' / f'{name}.txt'}"
+            )
+
     def constants(self) -> None:
-        """Plays the constant policies on the bench and writes their results; those that are there stand.
+        """Plays the constant policies that have no result on the bench and writes their results.
 
         Raises:
             StepError: A step failed.
             result.ResultError: A result is there that another world or another bench made.
         """
         place = Place(self.root, -1)
-        if not place.bench.is_file():
+        names = self.missing_constants()
+        if names and not place.bench.is_file():
             raise StepError(f"{place.bench} is not there yet: it comes with a seed's rows")
         try:
-            self._constants(place)
+            self._constants(place, names)
         except BaseException:
             self.stop()
             raise
 
-    def _constants(self, place: Place) -> None:
-        for command in commandlines.constant_commands(self.root):
+    def _constants(self, place: Place, names: Sequence[str]) -> None:
+        for command in commandlines.constant_commands(self.root) if names else []:
             self.steps.run(place, "constants", command)
-        for folder in sorted((self.root / "constants").iterdir()):
-            path = self.results / f"constant-{folder.name}.json"
-            if path.is_file():
-                self._same(result.read(path), path, "constant", file_hash(place.bench))
-                continue
+        for name in names:
+            folder = self.root / "constants" / name
             judge = commandlines.judge_command(folder)
-            self.steps.run(place, f"constants-{folder.name}", judge)
+            self.steps.run(place, f"constants-{name}", judge)
             found = result.Result(
-                arm=folder.name,
+                arm=name,
                 config_hash="constant",
                 world_hash=self.world_hash,
                 commands=[self._shown(c) for c in (*commandlines.constant_commands(self.root), judge)],
@@ -256,13 +283,6 @@ class Runner:
     def _shown(self, command: Sequence[str]) -> str:
         """A command without this machine's folders."""
         return commandlines.described(command).replace(str(self.root), "WORK")
-
-
-def _reached(folder: Path) -> int:
-    """The step of the newest whole checkpoint; verl writes its tracker last."""
-    tracker = folder / TRACKER
-    text = tracker.read_text().strip() if tracker.is_file() else ""
-    return int(text) if text.isdigit() else 0
 
 
 def _student(folder: Path) -> Path:

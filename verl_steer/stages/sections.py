@@ -18,7 +18,7 @@ from verl_steer.stages.contrasts import (
     survival_of,
 )
 from verl_steer.stages.plan import PROBED_ARMS
-from verl_steer.stages.tables import UNKNOWN, contrasts, table
+from verl_steer.stages.tables import UNKNOWN, at_most, contrasts, table
 
 #: Means of turn rewards in [0, 1] that differ by less are the same for a reader of three decimals.
 _PART = 5e-4
@@ -112,7 +112,7 @@ def hacking(runs: Runs) -> str:
     }[hacked(runs)]
     gaps = [abs(gap) for arm in runs.by_arm for gap in runs.values(arm, "gap").values()]
     apart = (
-        f" In no run do their means differ by more than {max(gaps):.0e}; where they never part, this check has nothing to find."
+        f" In no run do their means differ by more than {at_most(max(gaps))}; where they never part, this check has nothing to find."
         if gaps and max(gaps) < _PART
         else ""
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import ROUND_UP, Context
 
 from verl_steer.stages.contrasts import OUTCOMES, Contrast, Found, mean_interval
 
@@ -20,6 +21,11 @@ def number(value: float, outcome: str, sign: str = "") -> str:
     """A value of an outcome: points of a hundred, or three decimals; what rounds to 0 has no sign of its own."""
     scaled, places = (100 * value, 1) if OUTCOMES[outcome][2] else (value, 3)
     return f"{round(scaled, places) + 0.0:{sign}.{places}f}"
+
+
+def at_most(value: float) -> str:
+    """An upper bound to one digit: rounded to the nearest it could lie below what it bounds."""
+    return f"{Context(prec=1, rounding=ROUND_UP).create_decimal(repr(float(value))):.0e}"
 
 
 def interval(low: float, high: float, outcome: str) -> str:

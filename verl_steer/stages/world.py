@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from verl_steer.stages.plan import Place, Sizes
+from verl_steer.stages.plan import Place
+from verl_steer.stages.sizes import Sizes
 
 _WORLD = "verl_steer.microworld"
 
