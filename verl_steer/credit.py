@@ -138,7 +138,8 @@ def turn_advantages(
 
     Args:
         rewards: n rows of placed turn rewards, ragged.
-        signals: n rows that the running minimum is taken of, aligned with `rewards`.
+        signals: n rows that the running minimum is taken of, aligned with `rewards`; any will do that is known before the turn, the baseline is the better
+            the more they tell.
         groups: n group ids.
         kinds: n script kinds.
         planned: n planned lengths in turns.

@@ -161,7 +161,8 @@ def steer_turn(
     facts = [group_facts.of(uid) for uid in index]
     args = {
         "rewards": rewards,
-        # A baseline may depend on anything before the turn; earlier placed rewards carry the running minimum.
+        # A baseline may depend on anything before the turn. A batch carries placed rewards alone: with `sum` they tell a breach from none;
+        # other forms place less before the end, and a turn without a verdict places 0, so what earlier batches add is coarser there, not biased.
         "signals": rewards,
         "groups": list(index),
         "kinds": [kind for kind, _ in facts],
