@@ -533,6 +533,32 @@ def test_a_judge_with_a_cache_is_asked_again_for_what_was_no_verdict_and_for_not
     assert all(v.outcome is Outcome.OK for name in (played, other) for v in files.read_verdicts(name, "j").values())
 
 
+def test_canaries_of_a_judge_behind_a_bad_network_are_asked_again_until_all_were_answered(played, capsys):
+    from verl_steer.microworld import judge_server
+
+    ill = [True]
+
+    def judge(body):
+        lost = ill[0] and zlib.crc32(str(body["messages"][:2]).encode()) % 3 == 0
+        return Wire(b"{}", status=500) if lost else Completion(judge_server.reply(body))
+
+    with serve(judge, ["microworld-judge"]) as server:
+        command = ["judge", played, "--judge", "microworld-judge", "--url", server.base_url, "--attempts", 1]
+        bench(*command)
+        said = capsys.readouterr().out
+        assert "canaries: does not pass (78 asked)" in said and "the same command asks the canaries again" in said
+        report = files.read_judges(played)["microworld-judge"].canaries
+        assert report["clean_outcomes"]["failed"] > 0 and not report["passes"]
+        ill[0] = False
+        assert bench(*command) == 0
+        said = capsys.readouterr().out
+        assert "canaries: passes (78 asked)" in said and "asks the canaries again" not in said
+        assert files.read_judges(played)["microworld-judge"].canaries["passes"]
+        asked = len(server.requests)
+        assert bench(*command) == 0
+        assert len(server.requests) == asked, "a report that stands is kept"
+
+
 def test_two_models_served_under_one_name_share_no_answer_where_each_has_a_name_of_its_own(world, tmp_path):
     said = []
     for name in ("before", "after"):

@@ -84,7 +84,7 @@ def _judge(arguments: argparse.Namespace) -> int:
 
 
 def _noted(arguments: argparse.Namespace, judge: Any, digest: str, before: Any) -> Any:
-    """The judge's entry in `judges.json`; its canaries are asked once for a model, a prompt and a number of attacks.
+    """The judge's entry in `judges.json`; its canaries are asked until all were answered, once for a number of attacks.
 
     Args:
         arguments: Of the command.
@@ -99,7 +99,7 @@ def _noted(arguments: argparse.Namespace, judge: Any, digest: str, before: Any) 
 
     known = before.canaries if before is not None else None
     # Rules over hidden state read no prompt: there is nothing to steer.
-    if not digest or arguments.no_canaries or (known and known.get("attacks_each") == arguments.canary_attacks):
+    if not digest or arguments.no_canaries or judge_canaries.stands(known, arguments.canary_attacks):
         return Judge(model=judge.model, prompt_sha256=digest, canaries=known)
     total = len(judge_canaries.judge_canaries(arguments.canary_attacks))
 
@@ -120,11 +120,10 @@ def _noted(arguments: argparse.Namespace, judge: Any, digest: str, before: Any) 
     for failure in report.failures:
         sys.stdout.write(f"canaries: {in_a_line(failure, 400)}\n")
     sys.stdout.write(f"canaries: {'does not pass' if report.failures else 'passes'} ({total} asked)\n")
-    return Judge(
-        model=judge.model,
-        prompt_sha256=digest,
-        canaries=judge_canaries.to_json(report, arguments.canary_attacks),  # type: ignore[arg-type]
-    )
+    found = judge_canaries.to_json(report, arguments.canary_attacks)
+    if not judge_canaries.stands(found, arguments.canary_attacks):
+        sys.stdout.write("canaries: some calls failed or timed out; the same command asks the canaries again\n")
+    return Judge(model=judge.model, prompt_sha256=digest, canaries=found)  # type: ignore[arg-type]
 
 
 def _agreement(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ is said on the judge's own scales again.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from verl_steer.chat.outcome import Outcome
 from verl_steer.roles.judge import JudgeRequest, TurnJudge
@@ -83,6 +83,25 @@ def to_json(found: Report, attacks: int) -> dict[str, object]:
     plain = found.to_json()
     agreement = {name: plain["agreement"][score] for name, (score, _) in _ONTO.items()}  # type: ignore[index]
     return {**plain, "agreement": agreement, "attacks_each": attacks, "passes": not found.failures}
+
+
+def stands(stored: Mapping[str, object] | None, attacks: int) -> bool:
+    """Whether a stored report says of the judge what asking again would say.
+
+    Args:
+        stored: From `to_json`, or None.
+        attacks: Hostile variants a canary that are wanted now.
+
+    Returns:
+        False, too, where a call failed or timed out: that says something of the network, and must not stay.
+    """
+    if not stored or stored.get("attacks_each") != attacks:
+        return False
+    met: set[object] = set()
+    for part in ("clean_outcomes", "hostile_outcomes"):
+        outcomes = stored.get(part)
+        met |= set(outcomes) if isinstance(outcomes, Mapping) else set()
+    return not any(outcome.value in met for outcome in Outcome if outcome.transient)
 
 
 def _laid(name: str, value: int) -> int:
