@@ -19,7 +19,6 @@ from verl_steer.bench.pictures import put_image
 from verl_steer.bench.rows import Item
 from verl_steer.chat.client import Chat
 from verl_steer.chat.outcome import ChatResult, Outcome
-from verl_steer.chat.text import own_words
 from verl_steer.dialogue import Script
 from verl_steer.roles.attacker import Attack, Attacker
 from verl_steer.roles.fence import fence_tag
@@ -147,8 +146,7 @@ async def play(item: Item, chat: Chat, attacker: Attacker | None, settings: Sett
         if not turn.answered:
             why = f"turn {number}: {found.outcome.value}: {found.detail}"
             break
-        said = own_words(turn.reply)
-        history.append(Exchange(question, said, planned.images, thinking_of(said)))
+        history.append(Exchange(question, turn.reply, planned.images, thinking_of(turn.reply)))
     return Played(
         id=script.seed_id,
         subset=item.subset,

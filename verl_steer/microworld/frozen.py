@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from verl_steer.chat.outcome import ChatResult, Outcome
+from verl_steer.chat.text import own_words
 from verl_steer.config import WorldConfig, world_root
 from verl_steer.dialogue import ImageRef
 from verl_steer.microworld import prepare
@@ -38,7 +39,8 @@ class MicroworldStudent:
         started = time.perf_counter()
         pictures = [*(image for exchange in history for image in exchange.images), *images]
         questions = [*(exchange.question for exchange in history), question]
-        replies = [exchange.reply for exchange in history]
+        # Spelled out, a placeholder for a picture would want one, and an end token would end the turn.
+        replies = [own_words(exchange.reply) for exchange in history]
         text = await in_thread(lambda: self._reply(pictures, questions, replies, max_tokens))
         return ChatResult(Outcome.OK, text, latency_s=time.perf_counter() - started)
 

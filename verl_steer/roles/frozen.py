@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from verl_steer.chat.outcome import ChatResult
+from verl_steer.chat.text import own_words
 from verl_steer.config import DifficultyConfig, WorldConfig
 from verl_steer.dialogue import ImageRef
 from verl_steer.roles.layout import data_url
@@ -71,11 +72,14 @@ class EndpointStudent:
 def chat_messages(
     system: str, history: Sequence[Exchange], question: str, images: Sequence[ImageRef]
 ) -> list[dict[str, Any]]:
-    """A dialogue as OpenAI chat messages, pictures before the text they come with."""
+    """A dialogue as OpenAI chat messages, pictures before the text they come with.
+
+    Replies go as `own_words`, whoever wrote them: a control token that one spells out would forge a turn, or be refused.
+    """
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for exchange in history:
         messages.append(_user(exchange.question, exchange.images))
-        messages.append({"role": "assistant", "content": exchange.reply})
+        messages.append({"role": "assistant", "content": own_words(exchange.reply)})
     return [*messages, _user(question, images)]
 
 
