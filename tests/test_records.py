@@ -239,6 +239,22 @@ def test_rescoring_with_another_reward_replaces_every_score_and_keeps_the_dialog
     assert strict["masked"] and "2 of 3 turns" in strict["mask_reason"]
 
 
+def test_rescoring_scores_a_greedy_twin_by_the_same_reward_and_keeps_no_return_of_the_old_one(tmp_path):
+    """ReMax subtracts it: the twin here is the very dialogue, so the difference is 0 by any settings."""
+    held, silent = record(make(), session=0), record(make(), session=1)
+    held |= {"greedy": dialogue_to_dict(make()), "greedy_return": held["return"]}
+    silent |= {"greedy_return": held["return"]}
+    masked = {**held, "greedy": dialogue_to_dict(make(Cut.DEADLINE))}
+    RecordWriter(tmp_path).write_step("train", 1, [held, silent, masked])
+    first, second, third = rescore(tmp_path, PRESETS["reference"], min_scored=0.5)
+    assert first["greedy_return"] == first["return"] != held["return"]
+    assert first["greedy"] == held["greedy"]
+    assert "greedy_return" not in second and second["return"] == first["return"], (
+        "its group's first record has the twin"
+    )
+    assert third["greedy_return"] is None
+
+
 def test_rescoring_names_the_line_that_cannot_be_scored(tmp_path):
     broken = record(make())
     broken["planned_turns"] = 2

@@ -90,6 +90,16 @@ def score_to_dict(score: ScoredDialogue) -> Record:
     }
 
 
+def greedy_return(twin: Record, reward: Reward, min_scored: float) -> float | None:
+    """What a greedy twin's dialogue (ReMax's baseline) is worth; None if too few of its turns have verdicts.
+
+    Raises:
+        RecordError: As `dialogue_from_dict`.
+    """
+    score = score_dialogue(dialogue_from_dict(twin), reward, min_scored)
+    return None if score.masked else score.ret
+
+
 def build_record(context: Record, dialogue: Record, score: Record | None) -> Record:
     """One record: where it comes from, the dialogue, and what it was worth, turn by turn.
 
@@ -219,12 +229,18 @@ def _located(directory: str | Path, split: str) -> Iterator[tuple[str, Record]]:
 def rescore(directory: str | Path, reward: Reward, split: str = "train", min_scored: float = 1.0) -> Iterator[Record]:
     """Scores stored dialogues again, with another reward; nothing is asked of any model.
 
+    A `greedy_return` is scored again in the record that holds the group's twin. The others lose theirs: it is worth
+    something by the old settings only.
+
     Raises:
         RecordError: A record cannot be read; names file and line.
     """
     for where, record in _located(directory, split):
+        record.pop("greedy_return", None)
         try:
-            score = score_dialogue(dialogue_from_dict(record), reward, min_scored)
+            score = score_to_dict(score_dialogue(dialogue_from_dict(record), reward, min_scored))
+            if "greedy" in record:
+                score["greedy_return"] = greedy_return(record["greedy"], reward, min_scored)
         except ValueError as error:
             raise RecordError(f"{where}: {error}") from error
-        yield build_record({}, record, score_to_dict(score))
+        yield build_record({}, record, score)

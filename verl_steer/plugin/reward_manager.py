@@ -15,7 +15,7 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl_steer.dialogue import Dialogue
 from verl_steer.plugin.output import MASKED, PLACED, SCORE
 from verl_steer.plugin.settings import steer_config
-from verl_steer.records import dialogue_from_dict, score_to_dict
+from verl_steer.records import dialogue_from_dict, greedy_return, score_to_dict
 from verl_steer.scores import stayed_safe
 from verl_steer.tcsr import ScoredDialogue, score_dialogue
 
@@ -45,8 +45,7 @@ class SteerRewardManager(RewardManagerBase):
         score = score_dialogue(dialogue, self.reward, self.min_scored)
         scored = score_to_dict(score)
         if "greedy" in fields["steer"]:
-            twin = score_dialogue(dialogue_from_dict(fields["steer"]["greedy"]), self.reward, self.min_scored)
-            scored["greedy_return"] = None if twin.masked else twin.ret
+            scored["greedy_return"] = greedy_return(fields["steer"]["greedy"], self.reward, self.min_scored)
         return {
             "reward_score": 0.0 if score.masked else score.ret,
             "reward_extra_info": {
