@@ -1,11 +1,16 @@
-"""The commands on records: rescoring and the learning curve."""
+"""The commands on records: rescoring and the learning curve; what every command does when nobody reads on."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import verl_steer
 from verl_steer.cli import main
 from verl_steer.config import Reward, SteerConfig
 from verl_steer.dialogue import Dialogue, Kind, Script, Turn, UserTurn
@@ -49,6 +54,13 @@ def test_rescore_names_a_wrong_preset_and_a_wrong_key(records, capsys):
     assert "did you mean alpha" in capsys.readouterr().err
 
 
+def test_rescore_says_which_value_is_no_yaml(records, capsys):
+    assert main(["records", "rescore", str(records), "--set", "weights={safety: 1"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("verl-steer: --set weights={safety: 1: the value is no YAML: expected ',' or '}'")
+    assert len(said.splitlines()) == 1
+
+
 def test_rescore_of_a_folder_without_records_says_so(tmp_path, capsys):
     assert main(["records", "rescore", str(tmp_path)]) == 2
     assert "holds no train records" in capsys.readouterr().err
@@ -71,7 +83,7 @@ def played(records, safeties):
 
 def compared(records, *keys, capsys):
     assert main(["records", "compare", str(records), "--json", "--preset", "paper_v2", *keys]) == 0
-    return json.loads(capsys.readouterr().out)
+    return json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
 def test_compare_finds_the_run_s_own_settings_alike(tmp_path, capsys):
@@ -97,6 +109,8 @@ def test_compare_tells_direction_from_scale(tmp_path, capsys):
 def test_compare_of_groups_without_signal_invents_no_figure(tmp_path, capsys):
     assert main(["records", "compare", str(played(tmp_path, [(5,), (5,)]))]) == 0
     assert "2 rollouts; 0.0% have an advantage" in (out := capsys.readouterr().out) and "nan" in out
+    found = compared(tmp_path, capsys=capsys)
+    assert found == {"rollouts": 2, "informative": 0.0, "correlation": None, "same_sign": None, "scale": None}
 
 
 def test_plot_draws_a_picture(records, capsys):
@@ -122,3 +136,49 @@ def test_plot_says_what_is_wrong_with_a_record(records, capsys, line, said):
     (records / "val" / "step_000003.jsonl").write_text(line + "\n")
     assert main(["records", "plot", str(records)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_plot_makes_the_folder_that_it_is_told_and_says_what_cannot_be_one(records, tmp_path, capsys):
+    out = tmp_path / "new" / "curve.png"
+    assert main(["records", "plot", str(records), "--out", str(out)]) == 0
+    assert [path.name for path in out.parent.iterdir()] == ["curve.png"]
+    capsys.readouterr()
+    assert main(["records", "plot", str(records), "--out", str(out / "curve.png")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("verl-steer: ") and str(out) in said and len(said.splitlines()) == 1
+
+
+def test_a_plot_that_fails_half_way_leaves_the_old_picture_and_nothing_beside_it(records, monkeypatch, capsys):
+    from matplotlib.figure import Figure
+
+    out = records / "learning_curve.png"
+    out.write_bytes(b"old")
+
+    def full(figure, path, **options):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    assert main(["records", "plot", str(records)]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert out.read_bytes() == b"old" and [p.name for p in records.iterdir() if p.is_file()] == [out.name]
+
+
+# -- every command --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [("records", "rescore", "{records}"), ("data", "sources")])
+def test_a_reader_that_has_read_enough_ends_a_command_without_a_word(records, command):
+    """`| head`, at its earliest: nobody reads at all. One command of each kind that says errors in a line."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "verl_steer.cli", *(part.format(records=records) for part in command)],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(verl_steer.__file__).parents[1])},
+        timeout=60,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -219,6 +219,15 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message):
     assert f"{path}, line 2: {message}" in str(caught.value)
 
 
+def test_a_line_that_is_no_utf_8_is_named_by_file_and_number(tmp_path):
+    path = RecordWriter(tmp_path).write_step("train", 7, [record(make())])
+    with path.open("ab") as file:
+        file.write(b'{"seed_id": "caf\xe9"}\n')
+    with pytest.raises(RecordError) as caught:
+        list(read_records(tmp_path, "train"))
+    assert f"{path}, line 2: no UTF-8: 'utf-8' codec can't decode byte 0xe9" in str(caught.value)
+
+
 # -- rescoring ---------------------------------------------------------------------------------------
 
 

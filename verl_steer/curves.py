@@ -14,6 +14,7 @@ from typing import Any
 
 from verl_steer.dialogue import Kind
 from verl_steer.records import RecordError, read_records, safe_to_end
+from verl_steer.whole import replacing
 
 Series = dict[int, float]
 
@@ -23,7 +24,7 @@ def plot_learning_curve(directory: Path, out: Path) -> Path:
 
     Args:
         directory: A records folder.
-        out: PNG to write.
+        out: PNG to write; its folder is made if absent.
 
     Returns:
         `out`.
@@ -58,10 +59,12 @@ def plot_learning_curve(directory: Path, out: Path) -> Path:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    temporary = out.with_name(f".{out.name}.tmp.png")
-    figure.savefig(temporary, dpi=120)
-    plt.close(figure)
-    temporary.replace(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with replacing(out) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
+    finally:
+        plt.close(figure)
     return out
 
 

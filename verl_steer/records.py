@@ -214,11 +214,13 @@ def read_records(directory: str | Path, split: str) -> Iterator[Record]:
 def _located(directory: str | Path, split: str) -> Iterator[tuple[str, Record]]:
     """Records with the place they stand in, for messages."""
     for path in sorted((Path(directory).expanduser() / split).glob("step_*.jsonl")):
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:  # decoded line by line, so that the damaged one can be named
             for number, line in enumerate(file, 1):
                 where = f"{path}, line {number}"
                 try:
-                    record = json.loads(line)
+                    record = json.loads(line.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    raise RecordError(f"{where}: no UTF-8: {error}") from error
                 except ValueError as error:
                     raise RecordError(f"{where}: no JSON: {error}") from error
                 if not isinstance(record, dict):

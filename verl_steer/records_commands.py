@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_steer.bench.console import guarded
 from verl_steer.bench.report_commands import add_records_report
 
 if TYPE_CHECKING:
@@ -47,19 +47,17 @@ def _add_reward(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", choices=("train", "val"))
 
 
-def _told(action: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
-    """Errors in a line, exit status 2."""
+def _told(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """`guarded`; reward settings that cannot be are said in a line, too."""
 
     def run(arguments: argparse.Namespace) -> int:
         from verl_steer.config import ConfigError
-        from verl_steer.records import RecordError
 
         try:
-            action(arguments)
-        except (ConfigError, RecordError) as error:
+            return guarded(action)(arguments)
+        except ConfigError as error:
             sys.stderr.write(f"verl-steer: {error}\n")
             return 2
-        return 0
 
     return run
 
@@ -75,7 +73,13 @@ def _rescored(arguments: argparse.Namespace) -> Iterator[Record]:
         name, separator, value = item.partition("=")
         if not separator:
             raise ConfigError(f"--set {item}: write KEY=VALUE, e.g. alpha=0")
-        keys[name] = yaml.safe_load(value)
+        try:
+            keys[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            why = " ".join(str(getattr(error, "problem", None) or error).split())
+            raise ConfigError(
+                f"--set {item}: the value is no YAML: {why}; write it as in a recipe, e.g. 'weights={{safety: 1}}'"
+            ) from error
     reward = SteerConfig.from_mapping({"reward": keys}).reward.resolve()
     found = False
     for line in rescore(arguments.directory, reward, arguments.split, arguments.min_scored):
@@ -85,28 +89,30 @@ def _rescored(arguments: argparse.Namespace) -> Iterator[Record]:
         raise RecordError(f"{arguments.directory} holds no {arguments.split} records; give the records folder of a run")
 
 
-def _rescore(arguments: argparse.Namespace) -> None:
+def _rescore(arguments: argparse.Namespace) -> int:
     for line in _rescored(arguments):
         sys.stdout.write(json.dumps(line) + "\n")
+    return 0
 
 
-def _compare(arguments: argparse.Namespace) -> None:
+def _compare(arguments: argparse.Namespace) -> int:
     from verl_steer.records import read_records
     from verl_steer.rewards_compared import compare
 
     found = compare(read_records(arguments.directory, arguments.split), _rescored(arguments))
     if arguments.json:
-        sys.stdout.write(json.dumps(dataclasses.asdict(found)) + "\n")
-        return
+        sys.stdout.write(json.dumps(found.to_json(), allow_nan=False) + "\n")
+        return 0
     sys.stdout.write(
         f"{found.rollouts} rollouts; {found.informative:.1%} have an advantage under either setting. Of these:\n"
         f"  correlation of the two advantages  {found.correlation:.3f}\n"
         f"  same sign                          {found.same_sign:.1%}\n"
         f"  scale, these settings / the run's  {found.scale:.3f}\n"
     )
+    return 0
 
 
-def _plot(arguments: argparse.Namespace) -> None:
+def _plot(arguments: argparse.Namespace) -> int:
     from verl_steer.curves import plot_learning_curve
     from verl_steer.records import RecordError
 
@@ -117,3 +123,4 @@ def _plot(arguments: argparse.Namespace) -> None:
             f"{arguments.directory}: a record lacks what a curve needs: {type(error).__name__}: {error}"
         ) from error
     sys.stdout.write(f"{out}\n")
+    return 0

@@ -7,8 +7,9 @@ bound on the gradient's norm: who compares settings of unlike scale compares tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -33,6 +34,10 @@ class Compared:
     correlation: float
     same_sign: float
     scale: float
+
+    def to_json(self) -> dict[str, float | None]:
+        """Plain data; NaN, which strict readers of JSON refuse, is null."""
+        return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
 
 def compare(stored: Iterable[Record], other: Iterable[Record]) -> Compared:

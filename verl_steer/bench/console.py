@@ -37,6 +37,8 @@ def guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.N
         )
         try:
             return action(arguments)
+        except BrokenPipeError:  # the reader of our output has gone, which `cli.main` knows how to end
+            raise
         except told as error:
             return _say(error)
         except ModuleNotFoundError as error:

@@ -80,6 +80,8 @@ def guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.N
 
         try:
             return action(arguments)
+        except BrokenPipeError:  # the reader of our output has gone, which `cli.main` knows how to end
+            raise
         except (ConfigError, DataError, RowError, OSError) as error:
             sys.stderr.write(f"verl-steer: {error}\n")
             return 2
