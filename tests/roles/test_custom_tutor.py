@@ -1,5 +1,7 @@
 """A tutor class of the user's own, named in the configuration."""
 
+import sys
+
 import pytest
 
 from verl_steer.config import ConfigError, SteerConfig
@@ -98,3 +100,21 @@ def test_a_file_that_is_no_python_is_named(tmp_path):
     (tmp_path / "tutor.yaml").write_text("a: 1")
     with pytest.raises(ConfigError, match="not a Python file"):
         tutor(tmp_path / "tutor.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'; is it installed, or on"),
+        ("def (", r"SyntaxError: invalid syntax \(broken_tutor.py, line 1\)"),
+        ("1 / 0", "ZeroDivisionError: division by zero$"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named_with_its_error(tmp_path, monkeypatch, text, says):
+    file = tmp_path / "broken_tutor.py"
+    file.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for path in (str(file), "pkg://broken_tutor"):
+        with pytest.raises(ConfigError, match=f"steer.tutor.custom.path={path}: {says}"):
+            tutor(path)
+    assert not [name for name in sys.modules if name.endswith("broken_tutor")], "no half-made module is left"

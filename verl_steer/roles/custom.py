@@ -65,8 +65,8 @@ def _module(path: str) -> ModuleType:
     if path.startswith("pkg://"):
         try:
             return importlib.import_module(path.removeprefix("pkg://"))
-        except ImportError as error:
-            raise ConfigError(f"{_KEY}.path={path}: {error}; is it installed, or on PYTHONPATH?") from error
+        except Exception as error:  # whatever a module of the user's raises
+            raise _not_imported(path, error) from error
     file = Path(path).expanduser().absolute()
     if not file.is_file():
         raise ConfigError(f"{_KEY}.path={path}: there is no file {file}; a module is written pkg://package.module")
@@ -76,5 +76,14 @@ def _module(path: str) -> ModuleType:
         raise ConfigError(f"{_KEY}.path={path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up by its name
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        sys.modules.pop(name, None)  # half a module would be found there
+        raise _not_imported(path, error) from error
     return module
+
+
+def _not_imported(path: str, error: Exception) -> ConfigError:
+    hint = "; is it installed, or on PYTHONPATH?" if isinstance(error, ImportError) else ""
+    return ConfigError(f"{_KEY}.path={path}: {type(error).__name__}: {error}{hint}")
