@@ -150,6 +150,17 @@ class TutorConfig:
             raise ConfigError(
                 "steer.tutor.kind=custom needs steer.tutor.custom.path (pkg://my_package.my_tutor, or a file) and .name (a class)"
             )
+        if self.kind in ("custom", "microworld"):
+            self._refuse_what_needs_the_client()
+
+    def _refuse_what_needs_the_client(self) -> None:
+        """Refuses what the client around a model does, which these kinds lack: it would do nothing, without a word."""
+        for key, given in (("fallback", self.fallback != FallbackConfig()), ("audit_dir", bool(self.audit_dir))):
+            if given:
+                raise ConfigError(
+                    f"steer.tutor.{key} does nothing with steer.tutor.kind={self.kind}: only endpoint and managed ask a model "
+                    "through the client that knows it; remove the key"
+                )
 
 
 @dataclass(frozen=True)

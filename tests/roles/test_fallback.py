@@ -5,7 +5,7 @@ import json
 import pytest
 from tutor_requests import request
 
-from verl_steer.config import ConfigError, FallbackConfig, TutorConfig
+from verl_steer.config import ConfigError, CustomConfig, FallbackConfig, TutorConfig
 from verl_steer.records import build_record, dialogue_from_dict, dialogue_to_dict
 from verl_steer.roles.build import build_tutor, fallback_of
 from verl_steer.roles.endpoint_tutor import EndpointTutor
@@ -126,3 +126,22 @@ def test_a_key_in_place_of_its_variables_name_is_not_repeated():
     with pytest.raises(ConfigError, match="api_key_env") as raised:
         FallbackConfig("j", ("http://j/v1",), "sk-secret!")
     assert "sk-secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["custom", "microworld"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"fallback": FallbackConfig("judge", ("http://j/v1",))},
+        {"fallback": FallbackConfig(api_key_env="KEY")},
+        {"audit_dir": "audit"},
+    ],
+)
+def test_a_tutor_that_makes_no_call_of_ours_takes_neither_a_fallback_nor_an_audit_log(kind, given):
+    custom = CustomConfig("my_tutor.py", "Mine")
+    with pytest.raises(
+        ConfigError, match=rf"steer.tutor.{next(iter(given))} does nothing with steer.tutor.kind={kind}"
+    ):
+        TutorConfig(kind=kind, custom=custom, **given)
+    TutorConfig(kind=kind, custom=custom)
+    TutorConfig(kind="managed", model="tutor", **given)

@@ -217,7 +217,7 @@ def tutor_answers(steer: SteerConfig, image: ImageRef) -> dict[str, Any]:
             load_tutor_class(tutor.custom)
         except ConfigError as error:
             raise Problem(str(error)) from error
-    if tutor.kind in ("endpoint", "managed") and tutor.fallback:
+    if tutor.fallback:
         asyncio.run(assessment_of(fallback_of(tutor), "steer.tutor.fallback", image))
     if tutor.kind != "endpoint":
         return {"latency_s": 0.0, "calls": 0, "prompt_tokens": 0, "completion_tokens": 0}
