@@ -1,4 +1,4 @@
-"""The commands on records: rescoring and the learning curve; what every command does when nobody reads on."""
+"""The commands on records: rescoring and the learning curve; serving; what every command does when nobody reads on."""
 
 import json
 import os
@@ -162,6 +162,15 @@ def test_a_plot_that_fails_half_way_leaves_the_old_picture_and_nothing_beside_it
     assert main(["records", "plot", str(records)]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert out.read_bytes() == b"old" and [p.name for p in records.iterdir() if p.is_file()] == [out.name]
+
+
+# -- serving ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", ["0", "-1"])
+def test_a_server_that_would_answer_nobody_is_not_started(tmp_path, capsys, size):
+    assert main(["serve", "checkpoint", str(tmp_path), "--batch-size", size]) == 2
+    assert capsys.readouterr().err == f"verl-steer: --batch-size {size}: give 1 or more\n"
 
 
 # -- every command --------------------------------------------------------------------------------------

@@ -148,6 +148,9 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _serve_checkpoint(arguments: argparse.Namespace) -> int:
     from verl_steer.local.checkpoint import CheckpointError, find
 
+    if arguments.batch_size < 1:
+        sys.stderr.write(f"verl-steer: --batch-size {arguments.batch_size}: give 1 or more\n")
+        return 2
     try:
         folder = find(arguments.path)
     except CheckpointError as error:

@@ -81,6 +81,12 @@ def test_a_reply_depends_on_its_seed_and_not_on_who_shares_its_batch(student, te
     assert len({reply for said in alone for reply in said}) > 3, "a student that always says the same shows nothing"
 
 
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_that_holds_nobody_is_refused(tmp_path, size):
+    with pytest.raises(ValueError, match=f"batch_size={size}: give 1 or more"):
+        LocalChat(tmp_path, "s", batch_size=size)
+
+
 def test_endpoint_and_process_say_the_same_and_continue_the_tokens_they_sampled(student):
     local = LocalChat(student, "s")
     expected = replies_of(local, True, 1.0)

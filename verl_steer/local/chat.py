@@ -50,11 +50,16 @@ class LocalChat:
         batch_size: Requests generated at once.
         device: "auto": a GPU if there is one.
         dtype: "auto": float32 on the CPU, bfloat16 on a GPU; else a name of torch's.
+
+    Raises:
+        ValueError: `batch_size` is below 1.
     """
 
     def __init__(
         self, folder: Path, name: str, *, batch_size: int = 16, device: str = "auto", dtype: str = "auto"
     ) -> None:
+        if batch_size < 1:  # nobody would ever be chosen, and every request wait for ever
+            raise ValueError(f"batch_size={batch_size}: give 1 or more")
         self.model = name
         self.folder = folder
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
