@@ -6,7 +6,7 @@
 The student has random weights: times and memory are real, what it says is not. Its tutor answers over HTTP after
 a fixed latency, so that the tutor's share of a step is known. Beside it verl's own single-turn loop, with the same
 student, prompts, batch and tokens a rollout. Figures are means over the steps after the first, which pays for
-compilation and caches. On a GPU they are written into docs/gpu.md; the last line is JSON.
+compilation and caches. Those of real sizes on a GPU are written into docs/gpu.md; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 import harness
 import pyarrow as pa
 import pyarrow.parquet as pq
-from gpu_doc import write_figures
+from gpu_doc import page_for, write_figures
 from gpu_student import build_student
 from json_line import last_line
 from main_ppo import main_ppo, series
@@ -40,6 +40,7 @@ from verl_steer.data.rows import script_to_row, write_rows
 from verl_steer.records import read_records
 from verl_steer.testing.server import Body, Completion, serve
 
+SINGLE = "single-turn"  # verl's own loop, beside the rollouts by their names
 #: A step's parts, as verl times them (seconds).
 PARTS = {"rollout": "gen", "log-prob": "old_log_prob", "update": "update_actor", "weights": "update_weights"}
 REWARD = '''
@@ -50,7 +51,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
 
 
 def main() -> int:
-    """Measures, prints, and on a GPU writes docs/gpu.md; exit status 0 if every run went through."""
+    """Measures, prints, and writes real sizes on a GPU into docs/gpu.md; exit status 0 if every run went through."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", "--quick", action="store_true", help="a tiny geometry, for the CPU")
     parser.add_argument("--steps", type=int, default=3)
@@ -62,7 +63,7 @@ def main() -> int:
     parser.add_argument("--reply", type=int, default=0, help="tokens of a reply (default 128; tiny: 12)")
     parser.add_argument("--tutor-s", type=float, default=0.0, help="seconds of a tutor call (default 1; tiny: 0.05)")
     parser.add_argument("--rollouts", nargs="+", choices=("hf", "vllm"), help="default: hf, and vllm if installed")
-    parser.add_argument("--doc", type=Path, help="write the figures into this page (default on a GPU: docs/gpu.md)")
+    parser.add_argument("--doc", type=Path, help="page for the figures (default: docs/gpu.md for real sizes on a GPU)")
     parser.add_argument("--out", type=Path, help="keep the runs' output here")
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds a run may take")
     given = parser.parse_args()
@@ -74,13 +75,15 @@ def main() -> int:
     given.seeds, given.reply = given.seeds or (4 if small else 16), given.reply or (12 if small else 128)
     given.tutor_s = given.tutor_s or (0.05 if small else 1.0)
     given.rollouts = given.rollouts or ["hf", *(["vllm"] if importlib.util.find_spec("vllm") and not small else [])]
+    if given.out and (earlier := [run for run in (*given.rollouts, SINGLE) if (given.out / run).exists()]):
+        parser.error(f"--out {given.out}: holds an earlier measurement ({', '.join(earlier)}); name another folder")
     with tempfile.TemporaryDirectory() as temporary:
         found = measure(given, given.out or Path(temporary))
-    doc = given.doc or (Path(__file__).parent.parent / "docs" / "gpu.md" if found["device"] != "cpu" else None)
-    if doc is not None:
-        write_figures(doc, found)
+    page = page_for(given.doc, given.tiny, found["device"])
+    if page is not None:
+        write_figures(page, found)
     best = found["runs"][given.rollouts[-1]]
-    single = found["runs"]["single-turn"]
+    single = found["runs"][SINGLE]
     return last_line(
         "gpu",
         best["tokens_per_s"],
@@ -111,7 +114,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
             runs[rollout] = _run(given, folder, rollout, count, steer_overrides(given, student, folder, tutor.base_url))
         runs[rollout] |= tutor_seconds(folder / rollout / "checkpoints" / "records")
     single = [*common(given, student, folder), *single_turn_overrides(given, folder)]
-    runs["single-turn"] = _run(given, folder, given.rollouts[-1], count, single, "single-turn")
+    runs[SINGLE] = _run(given, folder, given.rollouts[-1], count, single, SINGLE)
     sizes = {key: getattr(given, key) for key in ("steps", "seeds", "siblings", "turns", "reply", "tutor_s")}
     return {"device": name, "geometry": geometry, "sizes": sizes, "runs": runs}
 

@@ -3,13 +3,15 @@
 # with the transformers rollout and, where vLLM is installed, with vLLM, beside verl's own single-turn loop.
 #
 #   bash benchmarks/gpu.sh             # writes the figures into docs/gpu.md
-#   bash benchmarks/gpu.sh --tiny      # the same script on the CPU with a tiny geometry; docs/gpu.md stays as it is
+#   bash benchmarks/gpu.sh --tiny      # (or --quick) the same script on the CPU with a tiny geometry; docs/gpu.md stays as it is
 #
 # Runs in .venv (made if it is missing) or in the environment of PYTHON. Other options: python benchmarks/gpu.py --help
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tiny=""
-for argument in "$@"; do [ "$argument" = --tiny ] && tiny=yes; done
+for argument in "$@"; do
+  case "$argument" in --tiny | --quick) tiny=yes ;; esac
+done
 
 if [ -n "$tiny" ]; then
   export VERL_STEER_DEVICE=cpu

@@ -7,6 +7,7 @@ from typing import Any
 
 from verl_steer.whole import write_text
 
+PAGE = Path(__file__).parent.parent / "docs" / "gpu.md"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 ROWS = (
     ("step, s", "step_s"),
@@ -43,6 +44,17 @@ def table(found: dict[str, Any]) -> str:
         cells = ["-" if run.get(key) is None else f"{run[key]:.4g}" for run in runs.values()]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def page_for(named: Path | None, tiny: bool, device: str) -> Path | None:
+    """Where figures go: the page that was named; else docs/gpu.md, but for real sizes on a GPU alone.
+
+    Args:
+        named: By the command line.
+        tiny: The geometry is tiny.
+        device: Where it ran, "cpu" or the card's name.
+    """
+    return named if named or tiny or device == "cpu" else PAGE
 
 
 def write_figures(page: Path, found: dict[str, Any]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 pytest.importorskip("verl")
 import gpu
-from gpu_doc import BEGIN, END, table, write_figures
+from gpu_doc import BEGIN, END, page_for, table, write_figures
 
 PAGE = Path(__file__).parents[2] / "docs" / "gpu.md"
 #: As verl's console logger writes steps.
@@ -89,3 +91,31 @@ def test_tutor_seconds_leave_the_first_step_out(tmp_path):
         (tmp_path / "train" / f"step_{step:06d}.jsonl").write_text(line + "\n")
     found = gpu.tutor_seconds(tmp_path)
     assert found == {"tutor_longest_dialogue_s": 3.0, "tutor_call_s": 1.0, "tutor_unanswered": 1, "dialogues": 2}
+
+
+def test_docs_gpu_md_gets_real_sizes_on_a_card_and_nothing_else(tmp_path):
+    assert page_for(None, False, "Some Card") == PAGE
+    assert page_for(None, True, "Some Card") is None
+    assert page_for(None, False, "cpu") is None
+    assert page_for(tmp_path / "own.md", True, "cpu") == tmp_path / "own.md"
+
+
+@pytest.mark.parametrize("option", ["--tiny", "--quick"])
+def test_tiny_sizes_are_run_on_the_cpu_by_either_name(tmp_path, option):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "on ${VERL_STEER_DEVICE:-any}: $*"\n')
+    python.chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if k != "VERL_STEER_DEVICE"} | {"PYTHON": str(python)}
+    script = Path(gpu.__file__).with_suffix(".sh")
+    done = subprocess.run(["bash", script, option], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"on cpu: benchmarks/gpu.py {option}\n"
+
+
+def test_a_folder_that_holds_a_measurement_is_refused_before_anything_is_built(tmp_path, monkeypatch, capsys):
+    (tmp_path / "hf").mkdir()
+    monkeypatch.setattr(gpu, "measure", lambda *_: pytest.fail("nothing is to be measured"))
+    monkeypatch.setattr(gpu.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--tiny", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 2 and "holds an earlier measurement (hf)" in capsys.readouterr().err
