@@ -19,7 +19,7 @@ from verl_steer.config import SteerConfig, TutorConfig
 from verl_steer.data.rows import script_to_row, write_rows
 from verl_steer.dialogue import Kind, Script, UserTurn
 from verl_steer.plugin import canary_check, doctor, gpus, managed
-from verl_steer.plugin.checks import Problem
+from verl_steer.plugin.checks import Problem, tutor_answers
 from verl_steer.plugin.preflight import managed_tutor
 from verl_steer.plugin.sample import sample_image
 from verl_steer.plugin.settings import steer_config
@@ -182,6 +182,13 @@ async def test_the_loops_get_an_endpoint_with_every_address_and_the_tutors_setti
         assert isinstance(build_tutor(tutor, 7), EndpointTutor)
         assert one.requests or two.requests, "it has judged a picture once"
     assert steer_config(config).tutor.kind == "managed", "the run's own configuration stays as it was written"
+
+
+def test_a_fallback_judge_is_asked_before_the_managed_tutor_is_up():
+    with serve(judge, models=["judge"]) as server:
+        steer = SteerConfig(tutor=tutor_of(fallback={"model": "judge", "base_urls": [server.base_url]}))
+        assert tutor_answers(steer, sample_image())["calls"] == 0, "of the tutor's own there are none yet"
+        assert [request["model"] for request in server.requests] == ["judge"]
 
 
 async def test_a_tutor_that_cannot_judge_starts_no_training():

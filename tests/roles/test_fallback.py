@@ -114,6 +114,15 @@ def test_without_a_fallback_the_tutor_stands_alone():
     assert (judge.model, judge.base_urls, judge.api_key_env, judge.timeout_s) == ("judge", ("http://j/v1",), "K", 240.0)
 
 
+def test_a_managed_tutor_has_an_endpoint_for_a_fallback():
+    managed = TutorConfig(
+        kind="managed", model="tutor", timeout_s=9.0, fallback=FallbackConfig("judge", ("http://j/v1",))
+    )
+    judge = fallback_of(managed)
+    assert (judge.kind, judge.model, judge.base_urls) == ("endpoint", "judge", ("http://j/v1",))
+    assert judge.timeout_s == 9.0 and not judge.fallback
+
+
 @pytest.mark.parametrize(
     "fields", [{"model": "judge"}, {"base_urls": ("http://j/v1",)}, {"model": "j", "base_urls": ("j:80",)}]
 )

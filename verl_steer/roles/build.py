@@ -42,10 +42,14 @@ def build_tutor(config: TutorConfig, max_concurrency: int) -> Tutor:
 
 
 def fallback_of(config: TutorConfig) -> TutorConfig:
-    """The fallback judge as a tutor's configuration: the tutor's own settings at other servers."""
+    """The fallback judge as a tutor's configuration: the tutor's own settings at other servers.
+
+    It is an endpoint whatever the tutor is: the servers that a run starts for a managed tutor are the tutor's alone.
+    """
     judge = config.fallback
     return dataclasses.replace(
         config,
+        kind="endpoint",
         model=judge.model,
         base_urls=judge.base_urls,
         api_key_env=judge.api_key_env,
