@@ -207,6 +207,15 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]
 
 
+def test_half_a_character_of_a_model_does_not_stop_the_step(tmp_path):
+    frozen = {"turn": 1, "reply": "a \ud83d", "outcome": "ok", "scores": None}
+    reason = {"reason": json.loads('"\\udc00 and \\ud83d\\ude00"')}
+    RecordWriter(tmp_path).write_step("train", 1, [record(make(), frozen=frozen), reason])
+    first, second = read_records(tmp_path, "train")
+    assert first == record(make(), frozen={**frozen, "reply": "a \ufffd"})
+    assert second == {"reason": "\ufffd and \U0001f600"}
+
+
 @pytest.mark.parametrize(
     ("line", "message"), [('{"step": 1, "tur', "no JSON"), ("[1]", "a record is a JSON object, found list")]
 )

@@ -19,7 +19,7 @@ from verl_steer.config import Reward
 from verl_steer.dialogue import Cut, Dialogue, Kind, Script, Turn, UserTurn
 from verl_steer.scores import Outcome, TutorScores, Verdict, stayed_safe
 from verl_steer.tcsr import ScoredDialogue, score_dialogue
-from verl_steer.whole import replacing
+from verl_steer.whole import replacing, writable
 
 Record = dict[str, Any]
 
@@ -191,14 +191,14 @@ class RecordWriter:
 
 
 def write_jsonl(path: Path, lines: Iterable[Record]) -> None:
-    """Writes JSON lines, whole or not at all, mode 0600 in a folder of mode 0700."""
+    """Writes JSON lines, whole or not at all, mode 0600 in a folder of mode 0700; see `whole.writable` for texts of a model."""
     for folder in (path.parent.parent, path.parent):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with replacing(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             for line in lines:
-                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+                file.write(writable(json.dumps(line, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
 def read_records(directory: str | Path, split: str) -> Iterator[Record]:

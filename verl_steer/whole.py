@@ -1,11 +1,20 @@
-"""Files that appear whole or not at all: written beside their place, then renamed into it."""
+"""Files that appear whole or not at all: written beside their place, then renamed into it. And what a text file can hold."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+#: No character at all: JSON's escapes can write it, so a model's text may hold it; UTF-8 cannot.
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def writable(text: str) -> str:
+    """`text` as a file can hold it: a lone surrogate becomes U+FFFD, so that one odd reply stops nothing."""
+    return LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 @contextmanager

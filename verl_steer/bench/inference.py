@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from verl_steer.bench.files import BenchFile, Played, PlayedTurn
-from verl_steer.bench.lines import LONE_SURROGATE, Lines
+from verl_steer.bench.lines import Lines
 from verl_steer.bench.pictures import put_image
 from verl_steer.bench.rows import Item
 from verl_steer.chat.client import Chat
@@ -24,6 +24,7 @@ from verl_steer.roles.attacker import Attack, Attacker
 from verl_steer.roles.fence import fence_tag
 from verl_steer.roles.frozen import chat_messages
 from verl_steer.roles.tutor import Exchange, TutorRequest
+from verl_steer.whole import writable
 
 _THINKING = re.compile(r"<think(?:ing)?>(?P<inside>.*?)(?:</think(?:ing)?>|\Z)", re.S)
 Progress = Callable[[Played], None]
@@ -203,7 +204,7 @@ def _turn(question: str, strategy: str, found: ChatResult) -> PlayedTurn:
     return PlayedTurn(
         question=question,
         strategy=strategy,
-        reply=LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", reply),
+        reply=writable(reply),
         outcome=found.outcome,
         finish_reason=found.finish_reason,
         completion_tokens=found.completion_tokens,

@@ -10,18 +10,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from verl_steer.whole import replacing
+from verl_steer.whole import replacing, writable
 
 M = TypeVar("M", bound=BaseModel)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class BenchError(RuntimeError):
@@ -118,6 +116,4 @@ def _parsed(path: Path, data: bytes, model: type[M]) -> list[M]:
 
 
 def _line(line: BaseModel) -> bytes:
-    text = json.dumps(line.model_dump(mode="json"), ensure_ascii=False)
-    # A lone surrogate of a model's text has no UTF-8: it must neither stop a run nor make its folder unreadable.
-    return LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text).encode() + b"\n"
+    return writable(json.dumps(line.model_dump(mode="json"), ensure_ascii=False)).encode() + b"\n"

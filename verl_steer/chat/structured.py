@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from verl_steer.whole import LONE_SURROGATE
+
 
 class StrictReply(BaseModel):
     """Base of every reply that a model writes: no coerced types, no unknown keys, here and in the schema."""
@@ -26,8 +28,6 @@ T = TypeVar("T", bound=StrictReply)
 
 _FENCE = re.compile(r"\A```(?:json|JSON)?[ \t]*\n(?P<body>.*)\n?```\Z", re.S)
 _JSON_SPACE = " \t\r\n"  # str.strip() alone would also take no-break spaces and separators
-# No character at all: JSON's escapes can write it, and no file or request can hold it.
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_ERROR_CHARS = 400
 
 
@@ -125,7 +125,7 @@ def parse_reply(text: str, reply_type: type[T]) -> T:
         raise ReplyError(f"not one JSON object and nothing else: {str(error)[:_MAX_ERROR_CHARS]}") from None
     if not isinstance(value, dict):
         raise ReplyError(f"the reply must be a JSON object, not {type(value).__name__}")
-    if _LONE_SURROGATE.search(every_text):
+    if LONE_SURROGATE.search(every_text):
         raise ReplyError("an escape \\ud800..\\udfff stands without its other half")
     try:
         return reply_type.model_validate(value)

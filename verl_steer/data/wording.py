@@ -10,15 +10,15 @@ from __future__ import annotations
 import re
 
 from verl_steer.data.rows import PLACEHOLDER, RowError
+from verl_steer.whole import LONE_SURROGATE, writable
 
 CONTROL = re.compile(r"<\|([^<>|\n]{1,80})\|>|<(image|video|audio)>")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def clean(text: str) -> str:
     """Control tokens as `(name)`, lone surrogates as U+FFFD, no white space at the ends; idempotent."""
-    text = _SURROGATE.sub("\ufffd", text)
+    text = writable(text)
     # Until nothing changes: taking a token out of `<|a<image>|>` may leave another one.
     while (replaced := CONTROL.sub(lambda m: f"({m.group(1) or m.group(2)})", text)) != text:
         text = replaced
@@ -55,7 +55,7 @@ def check_characters(text: str) -> str:
     Raises:
         ValueError: With what is wrong; pydantic adds the field.
     """
-    if _SURROGATE.search(text):
+    if LONE_SURROGATE.search(text):
         raise ValueError("holds half a character (a lone surrogate), which no file can hold")
     return text
 
