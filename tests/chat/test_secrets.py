@@ -1,5 +1,6 @@
 """A planted API key: used, and written nowhere, whatever goes wrong."""
 
+import asyncio
 import contextlib
 import dataclasses
 import io
@@ -157,3 +158,70 @@ async def test_an_error_never_quotes_a_key_whatever_its_length(monkeypatch, key)
             found = await client.complete([{"role": "user", "content": "?"}], key="k", deadline_s=5.0, max_tokens=9)
             await client.aclose()
         assert "***" in found.detail and key not in found.detail
+
+
+ODD = 'sk-planted/51c0+de"77\\aa'  # signs that JSON may, or must, write as escapes
+
+
+def once(text):
+    return json.dumps(text)[1:-1]
+
+
+SPELLINGS = {
+    "python": once(ODD),
+    "php": once(ODD).replace("/", r"\/"),
+    "dotnet": once(ODD).replace("+", r"\u002B").replace(r"\"", r"\u0022"),
+    "all": "".join(rf"\u{ord(sign):04x}" for sign in ODD),
+    "json in json": once(once(ODD).replace("/", r"\/")),
+    "json in json in json": once(once(once(ODD).replace("/", r"\/"))),
+}
+
+
+async def told(monkeypatch, key, url):
+    """What a client with this key makes of a server: a call's result, and its models."""
+    monkeypatch.setenv("TUTOR_KEY", key)
+    client = ChatClient("tutor", [url], max_concurrency=1, attempts=1, api_key_env="TUTOR_KEY")
+    found = await client.complete([{"role": "user", "content": "?"}], key="k", deadline_s=5.0, max_tokens=9)
+    models = await client.models()
+    await client.aclose()
+    return found, models[url]
+
+
+@pytest.mark.parametrize("spelled", SPELLINGS.values(), ids=SPELLINGS)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Wire(b'{"choices": [{"message": {"content": "the key KEY."}, "finish_reason": "stop"}]}'),
+        Wire(b'{"choices": [{"message": {"content": "", "refusal": "the key KEY."}, "finish_reason": "stop"}]}'),
+        Wire(b'{"error": "the key KEY."}', 400),
+        Wire(b'{"broken": "the key KEY."'),
+    ],
+)
+async def test_a_key_is_struck_however_json_spells_it(monkeypatch, spelled, answer):
+    wire = dataclasses.replace(answer, body=answer.body.replace(b"KEY", spelled.encode()))
+    with serve(lambda body: wire) as server:
+        found, _ = await told(monkeypatch, ODD, server.base_url)
+    said = found.text or found.detail
+    assert "the key ***." in said and "planted" not in repr(found)
+
+
+@pytest.mark.parametrize("key", [KEY, ODD])
+async def test_a_header_that_is_none_gives_no_key_away(monkeypatch, key):
+    async def broken(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 200 OK\r\nauthorization Bearer {key}\x1b[8m\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(broken, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        found, models = await told(monkeypatch, key, url)
+    for said in (found.detail, models):
+        assert "RemoteProtocolError" in said and "authorization Bearer ***" in said and "planted" not in said
+
+
+async def test_a_list_of_models_gives_no_key_away_and_no_terminal_sequence(monkeypatch):
+    listed = Wire(json.dumps({"data": [{"id": f"model of {ODD}"}, {"id": "\x1b[8mEMPTY-7b"}]}).encode())
+    with serve(lambda body: Completion("hi"), models=listed) as server:
+        assert (await told(monkeypatch, ODD, server.base_url))[1] == ["model of ***", "EMPTY-7b"]
+        assert (await told(monkeypatch, "EMPTY", server.base_url))[1] == [f"model of {ODD}", "EMPTY-7b"]

@@ -192,7 +192,7 @@ class ChatClient:
         headers = {"authorization": f"Bearer {secret}"} if secret else {}
         urls = [endpoint.url for endpoint in self._endpoints]
         key_origin = f"from {self._api_key_env}" if self._api_key_env else "none is configured: set api_key_env"
-        asked = (list_models(self._http, url, headers, timeout_s, key_origin) for url in urls)
+        asked = (list_models(self._http, url, headers, timeout_s, key_origin, secret) for url in urls)
         return dict(zip(urls, await asyncio.gather(*asked), strict=True))
 
     async def aclose(self) -> None:

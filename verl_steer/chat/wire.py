@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ RETRYABLE_STATUS = frozenset({408, 409, 425, 429})  # and all 5xx
 # Key, credit, model: whoever asks is told the same. Every other 4xx speaks of the request and is final.
 LOCKED_OUT_STATUS = frozenset({401, 402, 404})
 _EXCERPT_CHARS = 300
+_NAME_CHARS = 1000
 # What servers without keys are given (EMPTY, none, token-abc123) is shorter than any key, and may be a word of the reply.
 _KEY_CHARS = 16
 # How servers word that they do not know, or cannot compile, a request for structured output.
@@ -99,11 +101,11 @@ async def post(
                 if len(data) > max_bytes:
                     return Fault(f"{url} sent more than {max_bytes} bytes", retry=True)
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        return Fault(f"no connection to {url}: {_say(error)}", retry=True, unreachable=True)
+        return Fault(f"no connection to {url}: {_say(error, secret)}", retry=True, unreachable=True)
     except httpx.HTTPError as error:
-        return Fault(f"the connection to {url} broke: {_say(error)}", retry=True)
+        return Fault(f"the connection to {url} broke: {_say(error, secret)}", retry=True)
     # Before anything reads it: servers do quote a key, and a cut could leave half of one.
-    struck = bytes(data.replace(secret.encode(), b"***")) if secret else bytes(data)
+    struck = _struck(bytes(data), secret)
     if response.status_code != 200:
         return _status_fault(response, struck, url)
     if len(secret) >= _KEY_CHARS:
@@ -135,7 +137,7 @@ def read_completion(data: bytes, url: str) -> Reply | Fault:
 
 
 async def list_models(
-    http: httpx.AsyncClient, url: str, headers: dict[str, str], timeout_s: float, key_origin: str
+    http: httpx.AsyncClient, url: str, headers: dict[str, str], timeout_s: float, key_origin: str, secret: str
 ) -> list[str] | str:
     """The models that a base URL offers ([] if it has no such list), or a sentence saying what is wrong.
 
@@ -145,6 +147,7 @@ async def list_models(
         headers: With the API key.
         timeout_s: Seconds to wait.
         key_origin: Where the API key comes from, for the sentence.
+        secret: As in `post`; a placeholder may be part of a model's name.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -152,16 +155,17 @@ async def list_models(
     except TimeoutError:
         return f"{url} did not answer within {timeout_s:.3g} s; is the server up?"
     except httpx.HTTPError as error:
-        return f"{url} cannot be reached ({_say(error)}); is the server up?"
+        return f"{url} cannot be reached ({_say(error, secret)}); is the server up?"
     if response.status_code in (401, 403):
         return f"{url} does not accept the API key ({key_origin})"
     if response.status_code in (404, 405, 501):
         return []
     if response.status_code != 200:
         return f"{url}/models answered {response.status_code}"
+    data = response.content if len(secret) < _KEY_CHARS else _struck(response.content, secret)
     try:
-        return [str(entry["id"]) for entry in response.json()["data"]]
-    except (ValueError, KeyError, TypeError):
+        return [sanitise(str(entry["id"]), _NAME_CHARS) for entry in json.loads(data)["data"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"{url}/models did not answer with a list of models; is this an OpenAI-compatible server?"
 
 
@@ -206,8 +210,27 @@ def retry_after(value: str | None) -> float | None:
     return max(0.0, seconds) if seconds == seconds else None  # not NaN
 
 
-def _say(error: Exception) -> str:
-    return f"{type(error).__name__} {error}".strip()
+def strike(text: str, secret: str) -> str:
+    """`text` with `***` for every `secret`, also as JSON may spell it: `\\/`, `\\u002f`, and JSON within JSON.
+
+    Args:
+        text: What came back.
+        secret: ASCII, or "" if there is none.
+    """
+    if not secret:
+        return text
+    # Seven backslashes: three levels of JSON. More would let a reply of nothing but backslashes take its time.
+    signs = (rf"(?:\\{{0,7}}{re.escape(sign)}|\\{{1,7}}(?i:u{ord(sign):04x}))" for sign in secret)
+    return re.sub("".join(signs), "***", text)
+
+
+def _struck(data: bytes, secret: str) -> bytes:
+    return strike(data.decode("latin-1"), secret).encode("latin-1")  # a key is ASCII; every other byte stays as it is
+
+
+def _say(error: Exception, secret: str) -> str:
+    """An error of the network, which may quote what the server sent."""
+    return sanitise(strike(f"{type(error).__name__} {error}".strip(), secret), _EXCERPT_CHARS)
 
 
 def _excerpt(data: bytes) -> str:
