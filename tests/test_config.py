@@ -204,9 +204,24 @@ def test_a_mapping_is_kept_as_it_is_written():
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("http://user:s3cret@tutor:8000/v1", "the URL for tutor holds a user name, password or query"),
-        ("http://tutor/v1?key=s3cret", "the URL for tutor holds a user name, password or query"),
-        ("http://user:s3cret@tutor:port/v1", "something that is no address"),
+        ("http://user:s3cret@tutor:8000/v1", "the URL for tutor holds a user name, password, query or fragment"),
+        ("http://tutor/v1?key=s3cret", "the URL for tutor holds a user name, password, query or fragment"),
+        ("http://tutor/v1#s3cret", "the URL for tutor holds a user name, password, query or fragment"),
+        ("http://tutor/v1?", "the URL for tutor holds a user name, password, query or fragment"),
+        ("http://tutor/v1#", "the URL for tutor holds a user name, password, query or fragment"),
+        *(
+            (url, "something that is no address")
+            for url in (
+                "http://user:s3cret@tutor:port/v1",
+                "http://tutor:port/v1?key=s3cret",
+                "user:s3cret@tutor:8000/v1",
+                "https:/user:s3cret@tutor/v1",
+                "http:user:s3cret@tutor/v1",
+                "http//user:s3cret@tutor/v1",
+                "tutor:8000/v1?key=s3cret",
+                "http://us er:s3cret@tutor/v1",
+            )
+        ),
         ("http://tutor:port/v1", "is no URL"),
         ("http://tu tor/v1", "is no http(s) URL"),
         ("http:///v1", "is no http(s) URL"),

@@ -127,16 +127,19 @@ def variable_name(where: str, value: str | None) -> None:
 
 def url_flaw(url: str) -> str | None:
     """Says why `url` cannot be a server's base URL, or None; a secret in it is never repeated."""
+    # Whatever else is wrong, behind one of these signs, or before the first, a secret may stand.
+    secretive = any(sign in url for sign in "@?#")
+    unquoted = "a URL (not shown: it may hold a secret) holds something that is no address; write http://HOST:PORT/v1 and give the key by api_key_env"
     try:
         parsed = urlsplit(url)
         host, _ = parsed.hostname, parsed.port
-    except ValueError as error:
-        # What urllib says of a bad port quotes it, and a password with a colon in it looks like one.
-        return "a URL holds something that is no address" if "@" in url else f"{url!r} is no URL ({error})"
-    if parsed.username is not None or parsed.password is not None or parsed.query:
-        return f"the URL for {host} holds a user name, password or query; give the key by api_key_env"
+    except ValueError as error:  # what urllib says of a bad port quotes it, and a password looks like one
+        return unquoted if secretive else f"{url!r} is no URL ({error})"
     if parsed.scheme not in ("http", "https") or not host or re.search(r"\s", url):
-        return f"{url!r} is no http(s) URL"
+        return unquoted if secretive else f"{url!r} is no http(s) URL"
+    # Also an empty query or fragment: a path goes behind it, and nothing behind # ever leaves the client.
+    if parsed.username is not None or parsed.password is not None or "?" in url or "#" in url:
+        return f"the URL for {host} holds a user name, password, query or fragment; give the key by api_key_env"
     return None
 
 

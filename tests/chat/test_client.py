@@ -419,7 +419,12 @@ async def test_a_missing_or_impossible_key_is_an_error_that_names_the_variable_o
 
 
 @pytest.mark.parametrize(
-    "url", ["http://user:s3cret@host/v1", "http://host/v1?key=s3cret", "ftp://host", "host:80", "http://host:port", ""]
+    "url",
+    [
+        *("http://user:s3cret@host/v1", "http://host/v1?key=s3cret", "ftp://host", "host:80", "http://host:port", ""),
+        *("user:s3cret@host/v1", "https:/user:s3cret@host", "http:user:s3cret@host", "http//user:s3cret@host"),
+        *("http://host/v1#s3cret", "http://host:port?key=s3cret", "host:80/v1?key=s3cret"),
+    ],
 )
 def test_a_url_that_cannot_be_used_is_refused_without_its_secret(url):
     with pytest.raises(ChatConfigError) as raised:

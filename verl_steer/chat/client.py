@@ -78,7 +78,7 @@ class ChatClient:
             unreachable model is a failed call.
 
     Raises:
-        ChatConfigError: No URL, or one that is not http(s) or holds a user name, password or query.
+        ChatConfigError: No URL, or one that is not http(s) or holds a user name, password, query or fragment.
     """
 
     def __init__(
