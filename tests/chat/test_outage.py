@@ -151,9 +151,30 @@ async def test_a_key_or_model_that_is_not_accepted_any_more_is_an_outage_at_once
         await chat.aclose()
 
 
+async def test_ten_quick_faults_after_a_pause_are_no_outage_until_they_last(monkeypatch):
+    """A tutor is asked nothing while the student is updated; what it says first after that may be "not now"."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    several = endpoints.Endpoints(["http://one"], 4)
+    [one] = several
+
+    def faults_and_outage(at):
+        with monkeypatch.context() as clock:
+            clock.setattr(loop, "time", lambda: at)
+            for _ in range(endpoints.SICK_FAILURES):
+                several.mark_unanswered(one, True, "busy")
+            return several.all_down()
+
+    several.mark_answered(one)
+    assert not faults_and_outage(now + 600)
+    assert not faults_and_outage(now + 599 + endpoints.SICK_S)
+    assert faults_and_outage(now + 600 + endpoints.SICK_S)
+    several.mark_answered(one)
+    assert not faults_and_outage(now + 601 + endpoints.SICK_S), "an answer begins it anew"
+
+
 async def test_one_404_after_many_other_faults_is_no_lock_out():
     several = endpoints.Endpoints(["http://one"], 4)
-    several.forget(asyncio.get_running_loop().time())
     [one] = several
     for told in ([False] * 20, [True], [False], [True] * (endpoints.SICK_FAILURES - 1)):
         for locked_out in told:

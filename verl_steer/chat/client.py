@@ -214,7 +214,7 @@ class ChatClient:
             transport=Pool(_tls(), keepalive_s=4.0),
             headers={"accept-encoding": "identity"},  # no decompression bombs
         )
-        self._endpoints.forget(loop.time())
+        self._endpoints.forget()
         outage = Outage(self.model, self._outage_s) if self._outage_s else None
         self._dispatcher = Dispatcher(
             self._http, self._endpoints, self._retries, self._dialects, outage, self._max_reply_bytes

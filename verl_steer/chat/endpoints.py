@@ -19,7 +19,7 @@ MAX_DOWN_S = 30.0
 MAX_HOLD_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
 # A server that can be reached and does not serve is as good as down: this many requests in a row without an
-# answer, and no answer for this long. Both, because many calls may fail within one bad second; but a key or a
+# answer, the first of them this long ago. Both, because many calls may fail within one bad second; but a key or a
 # model that is not accepted is so from one second to the next.
 SICK_FAILURES, SICK_S = 10, 30.0
 # A server that fails at once always has the fewest requests under way and would draw them all: after this many
@@ -38,10 +38,11 @@ class Endpoint:
     Attributes:
         url: Without a trailing slash.
         limit: How many requests it gets at once.
-        answered_at: When it last answered; at first, when it was first looked at.
         outstanding: Requests under way.
         unreachable: Connections that did not come about since the last that did.
         unanswered: Requests without a usable answer since the last that had one.
+        failing_since: When the first of them ended. Not when the last answer came: nobody asks while the student is
+            updated, and that silence is not the server's.
         locked_out: The last so many of them were told that key or model is not accepted.
         down_until: Until then another URL is preferred.
         hold_until: Until then the server asked to be left alone (Retry-After).
@@ -50,10 +51,10 @@ class Endpoint:
 
     url: str
     limit: AdaptiveLimit
-    answered_at: float = 0.0
     outstanding: int = 0
     unreachable: int = 0
     unanswered: int = 0
+    failing_since: float = 0.0
     locked_out: int = 0
     down_until: float = 0.0
     hold_until: float = 0.0
@@ -61,7 +62,7 @@ class Endpoint:
 
     def down(self, now: float) -> bool:
         """Whether it serves nobody: no connection at the last try, no answer for long, or neither key nor model accepted."""
-        silent = self.unanswered >= SICK_FAILURES and now - self.answered_at >= SICK_S
+        silent = self.unanswered >= SICK_FAILURES and now - self.failing_since >= SICK_S
         return bool(self.unreachable) or silent or self.locked_out >= SICK_FAILURES
 
 
@@ -77,7 +78,7 @@ class Endpoints:
         self._urls = [url.rstrip("/") for url in base_urls]
         self._max_concurrency = max_concurrency
         self._turn = 0
-        self.forget(0.0)
+        self.forget()
 
     def __len__(self) -> int:
         return len(self._all)
@@ -85,9 +86,9 @@ class Endpoints:
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self._all)
 
-    def forget(self, now: float) -> None:
-        """Starts afresh on another event loop, whose clock shows `now`."""
-        self._all = [Endpoint(url, AdaptiveLimit(self._max_concurrency), answered_at=now) for url in self._urls]
+    def forget(self) -> None:
+        """Starts afresh: times are an event loop's, and another one has another clock."""
+        self._all = [Endpoint(url, AdaptiveLimit(self._max_concurrency)) for url in self._urls]
 
     def take(self, now: float) -> Endpoint | None:
         """The best endpoint with room, counted as busy; None if there is none at `now`."""
@@ -126,7 +127,6 @@ class Endpoints:
     def mark_answered(endpoint: Endpoint) -> None:
         """A usable answer came, or a final refusal: the server works."""
         endpoint.unreachable, endpoint.unanswered, endpoint.locked_out, endpoint.down_until = 0, 0, 0, 0.0
-        endpoint.answered_at = asyncio.get_running_loop().time()
 
     @staticmethod
     def mark_unanswered(endpoint: Endpoint, reached: bool, trouble: str, locked_out: bool = False) -> None:
@@ -138,12 +138,15 @@ class Endpoints:
             trouble: What came instead.
             locked_out: Whether that was a word about key or model.
         """
+        now = asyncio.get_running_loop().time()
+        if not endpoint.unanswered:
+            endpoint.failing_since = now
         endpoint.unanswered += 1
         endpoint.unreachable = 0 if reached else endpoint.unreachable + 1
         endpoint.trouble, endpoint.locked_out = trouble, endpoint.locked_out + 1 if locked_out else 0
         times = endpoint.unanswered - FEW_FAILURES + 1 if reached else endpoint.unreachable
         pause = min(MAX_DOWN_S, 2.0 ** min(times - 1, 10)) if times > 0 else 0.0
-        endpoint.down_until = asyncio.get_running_loop().time() + pause
+        endpoint.down_until = now + pause
 
     @staticmethod
     def hold(endpoint: Endpoint, seconds: float) -> None:
