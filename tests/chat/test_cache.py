@@ -12,6 +12,7 @@ from verl_steer.chat import cache as cache_module
 from verl_steer.chat.ask import ask
 from verl_steer.chat.cache import Cached, CacheError, ReplyCache, disk_of
 from verl_steer.chat.client import ChatClient
+from verl_steer.chat.deadline import Deadline
 from verl_steer.chat.journal import Journal, Journaled
 from verl_steer.chat.outcome import ChatResult, Outcome
 from verl_steer.chat.structured import JsonSchema, StrictReply
@@ -204,6 +205,56 @@ async def test_who_waits_for_an_equal_question_keeps_its_own_deadline(tmp_path):
         assert second.outcome is Outcome.TIMEOUT and (await first).outcome is Outcome.OK
         await layer.aclose()
         cache.close()
+
+
+class Queued:
+    """A model before which a call queues for a while, and which then takes its time."""
+
+    model = "m"
+
+    def __init__(self, queue_s, takes_s):
+        self.queue_s, self.takes_s, self.calls = queue_s, takes_s, 0
+
+    async def complete(self, messages, **call):
+        self.calls += 1
+        try:
+            async with Deadline(call["deadline_s"], call.get("within")) as deadline:
+                with deadline.paused(outer=True):
+                    await asyncio.sleep(self.queue_s)
+                await asyncio.sleep(self.takes_s)
+        except TimeoutError:
+            return ChatResult(Outcome.TIMEOUT)
+        return ChatResult(Outcome.OK, "hi")
+
+
+@pytest.mark.parametrize("later_s", [0.0, 0.2])
+async def test_who_waits_for_an_equal_question_does_not_pay_for_its_queue(tmp_path, later_s):
+    cache, model = ReplyCache(tmp_path / "c"), Queued(queue_s=1.2, takes_s=0.05)
+    layer = Cached(model, cache)
+
+    async def asked(key, after_s, within=None):
+        await asyncio.sleep(after_s)
+        return await layer.complete(prompt(1), key=key, deadline_s=0.6, max_tokens=8, within=within)
+
+    async with Deadline(0.9) as dialogue:
+        found = await asyncio.gather(asked("a", 0.0), asked("b", later_s, within=dialogue))
+        assert dialogue.left() > 0.2, "the waiting call's own caller does not pay either"
+    assert [f.outcome for f in found] == [Outcome.OK] * 2 and model.calls == 1
+    cache.close()
+
+
+async def test_who_waits_for_an_equal_question_pays_for_what_follows_its_queue(tmp_path):
+    cache, model = ReplyCache(tmp_path / "c"), Queued(queue_s=1.0, takes_s=5.0)
+    layer = Cached(model, cache)
+    first = asyncio.create_task(layer.complete(prompt(1), key="a", deadline_s=20, max_tokens=8))
+    await asyncio.sleep(0.05)
+    second = await layer.complete(prompt(1), key="b", deadline_s=0.3, max_tokens=8)
+    assert second.outcome is Outcome.TIMEOUT and not first.done()
+    assert second.latency_s > 0.6 and second.latency_s - second.waited_s == pytest.approx(0.3)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert not layer._under_way
+    cache.close()
 
 
 # -- the file ---------------------------------------------------------------------------------------

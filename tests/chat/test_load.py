@@ -226,3 +226,28 @@ async def test_a_pause_may_stop_the_callers_clock_too():
     with pytest.raises(TimeoutError):
         async with Deadline(0.2) as outer:
             await inner(outer, False)
+
+
+async def test_a_deadline_shared_for_a_while_passes_its_outer_pauses_on():
+    asked = Deadline(1.0)
+    async with Deadline(1.0) as top, Deadline(1.0, within=top) as joined:
+
+        def stand():
+            return [d._pauses for d in (joined, top)]
+
+        with asked.shared_with(joined):
+            with asked.paused():
+                assert stand() == [0, 0]
+            with asked.paused(outer=True), asked.paused(outer=True):
+                assert stand() == [2, 2]
+            assert stand() == [0, 0]
+        with asked.paused(outer=True):
+            assert stand() == [0, 0]
+            with asked.shared_with(joined):
+                assert stand() == [1, 1]
+            assert stand() == [0, 0]
+            with asked.shared_with(joined):
+                left = joined.left()
+                await asyncio.sleep(0.05)
+                assert joined.left() == left
+        assert joined.left() <= left

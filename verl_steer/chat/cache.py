@@ -19,6 +19,7 @@ from typing import Unpack
 
 from verl_steer.chat.client import CallOptions, Chat, Message
 from verl_steer.chat.content import FINAL, digest_of, result_from_dict, result_to_dict, sampling_of
+from verl_steer.chat.deadline import Deadline
 from verl_steer.chat.outcome import ChatResult, Outcome
 
 # WAL keeps its index in shared memory, which processes on two machines do not share: corruption, not slowness.
@@ -119,7 +120,8 @@ class Cached:
     """`Chat` that asks equal questions at temperature 0 once; others pass through.
 
     Equal questions under way at the same time share one request: the later ones wait for it, and one of
-    them asks for itself if it brings no answer.
+    them asks for itself if it brings no answer. While that request queues or waits out an outage, none of
+    their clocks runs: each would have waited there itself.
 
     Args:
         chat: Who answers what the cache does not hold.
@@ -134,36 +136,44 @@ class Cached:
         self.misses = 0
         self._chat = chat
         self._cache = cache
-        self._under_way: dict[str, asyncio.Event] = {}
+        self._under_way: dict[str, tuple[Deadline, asyncio.Event]] = {}
 
     async def complete(self, messages: Sequence[Message], **call: Unpack[CallOptions]) -> ChatResult:
         """As `ChatClient.complete`; a hit has `calls` 0."""
-        digest, deadline_s = None, call["deadline_s"]
-        if call.get("temperature", 0.0) == 0:
-            digest = digest_of([self._cache.namespace, self.model, messages, *sampling_of(call)])
-            clock = asyncio.get_running_loop().time
-            until = clock() + deadline_s
-            while (known := self._known(digest)) is None and (other := self._under_way.get(digest)) is not None:
-                try:
-                    async with asyncio.timeout_at(until):
-                        await other.wait()
-                except TimeoutError:
-                    detail = f"no answer to an equal question within {deadline_s:.3g} s"
-                    return ChatResult(Outcome.TIMEOUT, latency_s=deadline_s, detail=detail)
-            if known is not None:
-                self.hits += 1
-                return known
-            call["deadline_s"] = until - clock()
-            self._under_way[digest] = asyncio.Event()
+        if call.get("temperature", 0.0) != 0:
+            self.misses += 1
+            return await self._chat.complete(messages, **call)
+        digest = digest_of([self._cache.namespace, self.model, messages, *sampling_of(call)])
+        clock, deadline_s = asyncio.get_running_loop().time, call["deadline_s"]
+        began, own = clock(), Deadline(deadline_s, call.get("within"))
+        try:
+            async with own:
+                while (known := self._known(digest)) is None and digest in self._under_way:
+                    asked, over = self._under_way[digest]
+                    with asked.shared_with(own):
+                        await over.wait()
+        except TimeoutError:
+            latency_s, detail = clock() - began, f"no answer to an equal question within {deadline_s:.3g} s"
+            return ChatResult(Outcome.TIMEOUT, latency_s=latency_s, detail=detail, waited_s=latency_s - deadline_s)
+        if known is not None:
+            self.hits += 1
+            return known
+        return await self._ask(digest, own, messages, call)
+
+    async def _ask(self, digest: str, own: Deadline, messages: Sequence[Message], call: CallOptions) -> ChatResult:
+        """Asks, for all who wait: `own` passes the pauses of the call on to them."""
+        over = asyncio.Event()
+        self._under_way[digest] = own, over  # nothing was awaited since nobody was found to ask
         self.misses += 1
+        call["deadline_s"], call["within"] = own.left(), own
         try:
             found = await self._chat.complete(messages, **call)
-            if digest is not None and self._usable(found):
+            if self._usable(found):
                 self._cache.put(digest, found)
             return found
         finally:
-            if digest is not None:
-                self._under_way.pop(digest).set()
+            del self._under_way[digest]
+            over.set()
 
     def _known(self, digest: str) -> ChatResult | None:
         known = self._cache.get(digest)

@@ -24,8 +24,8 @@ class Deadline:
     def __init__(self, seconds: float, within: Deadline | None = None) -> None:
         self._left = seconds
         self._until = 0.0
-        self._pauses = 0
-        self._within = within
+        self._pauses = self._outer_pauses = 0
+        self._callers = [] if within is None else [within]
         self._timeout: asyncio.Timeout | None = None
 
     async def __aenter__(self) -> Deadline:
@@ -55,26 +55,47 @@ class Deadline:
         Args:
             outer: Stop that of the callers too.
         """
-        self._stop()
+        self._stop(outer)
         try:
-            if outer and self._within is not None:
-                with self._within.paused(outer=True):
-                    yield
-            else:
-                yield
+            yield
         finally:
-            self._start()
+            self._start(outer)
 
-    def _stop(self) -> None:
+    @contextmanager
+    def shared_with(self, caller: Deadline) -> Iterator[None]:
+        """Counts `caller` among the callers inside the block: it waits for the same answer.
+
+        Args:
+            caller: Its clock stands still where theirs do, from now on if they do already.
+        """
+        self._callers.append(caller)
+        for _ in range(self._outer_pauses):
+            caller._stop(outer=True)
+        try:
+            yield
+        finally:
+            self._callers.remove(caller)
+            for _ in range(self._outer_pauses):
+                caller._start(outer=True)
+
+    def _stop(self, outer: bool) -> None:
         self._left = self.left()
         self._pauses += 1
         self._set(None)
+        if outer:
+            self._outer_pauses += 1
+            for caller in self._callers:
+                caller._stop(outer=True)
 
-    def _start(self) -> None:
+    def _start(self, outer: bool) -> None:
         self._pauses -= 1
         if not self._pauses:
             self._until = asyncio.get_running_loop().time() + self._left
             self._set(self._until)
+        if outer:
+            self._outer_pauses -= 1
+            for caller in self._callers:
+                caller._start(outer=True)
 
     def _set(self, when: float | None) -> None:
         # An end that has come already cannot be moved; the block is about to see it.
