@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_steer.chat.text import control_token, neutralise, sanitise
+from verl_steer.chat.text import after_thinking, control_token, neutralise, sanitise
 
 TOKENS = [
     "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|endoftext|>", "<｜begin▁of▁sentence｜>", "<image>",
@@ -134,3 +134,60 @@ def test_the_cap_holds(text, cap):
 def test_the_cut_is_at_a_word_and_shows():
     assert sanitise("one two three four five six seven", 31) == "one two three four five six…"
     assert sanitise("short", 5) == "short"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<think>a</think>Hi", "Hi"),
+        ("\n<thinking>\na\n</thinking>\n\nHi\n", "Hi\n"),
+        ("<think>a</think><think>b</think>Hi", "Hi"),
+        ("<think>a</think>\n\n<thinking>b\n</thinking>\n Hi", "Hi"),
+        ("<think></think><think>", "<think>"),
+        ("<think>use <think> tags</think>Hi", "Hi"),
+        ("<think>a</think>Close it with </think>, then stop.", "Close it with </think>, then stop."),
+        ("<think>a</think>", ""),
+        ("thoughts\n</think>\n\nHi", "Hi"),
+        ("thoughts</think> \r\nHi", "Hi"),
+        ("They want it.</think>Hi", "Hi"),
+        ("他们想要它。</think>Hi", "Hi"),
+        ("the tag </think> ends it\n</think>\nHi", "Hi"),
+        ("thoughts\n</think>\n<think>b</think>Hi", "Hi"),
+        ("thoughts\n</think>", ""),
+    ],
+)
+def test_what_is_thought_before_a_reply_is_no_part_of_it(text, said):
+    assert after_thinking(text) == said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Write </think> to close it. Done",
+        "Write `</think>` to close it.\nDone",
+        "I close a tag, <think>so</think>, in the middle.",
+        "First <think>a\n</think>\nthen",
+        "<think>never closed",
+        " no thinking at all\n",
+        "",
+    ],
+)
+def test_a_reply_that_speaks_of_thinking_stays_whole(text):
+    assert after_thinking(text) == text
+
+
+def test_taking_the_thinking_out_costs_by_the_length_of_a_text():
+    def seconds(n):
+        texts = [
+            "<think>" * n,
+            "<think>a</think>" * n,
+            "</think> " * n,
+            "<think></think>" + " \n" * n + "<",
+            "a.</think" * n,
+        ]
+        begin = time.process_time()
+        for text in texts:
+            after_thinking(text)
+        return time.process_time() - begin
+
+    assert seconds(40_000) < 40 * max(seconds(4_000), 0.001)

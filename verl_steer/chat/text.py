@@ -44,8 +44,12 @@ _CONTROL_TOKEN = re.compile(
     re.IGNORECASE,
 )
 _THINKING_TAG = re.compile("(</?think(?:ing)?>)")  # as models write them, and in no other letters
-# Templates that open the block themselves leave only its end in the reply.
-_THINKING_FIRST = re.compile(r"\A(?:\s*<think(?:ing)?>)?(?:(?!<think).)*?</think(?:ing)?>\s*", re.DOTALL)
+# Up to the first end: what is thought may name the tag that opens it.
+_THINKING_BLOCK = r"\s*<think(?:ing)?>.*?</think(?:ing)?>"
+# Templates that open the block themselves leave only its end in the reply: at the end of a line, or right behind a
+# sentence. Elsewhere the tag is a word of the reply, and so is what stands before it.
+_THINKING_END = r"(?:(?!<think).)*?(?:(?<=[.!?…。！？])</think(?:ing)?>|</think(?:ing)?>(?=[^\S\n]*(?:\n|\Z)))"
+_THINKING_FIRST = re.compile(rf"\A(?:{_THINKING_BLOCK}|{_THINKING_END})(?:{_THINKING_BLOCK})*\s*", re.DOTALL)
 _OPEN_BAR = re.compile(rf"<(?=[{_BAR}])")
 _LINE_BREAKS = re.compile("\r\n?|[\u0085\u2028\u2029\v\f]")
 # Colours and cursor moves of a terminal, unfinished ones too. Without its first character the rest of one, e.g.
@@ -91,7 +95,7 @@ def own_words(text: str) -> str:
 
 
 def after_thinking(text: str) -> str:
-    """What a model says to the user: a server without a reasoning parser sends the thinking before it."""
+    """What a model says to the user: a server without a reasoning parser sends the thinking before it, in one block or several."""
     return _THINKING_FIRST.sub("", text, count=1)
 
 
