@@ -56,6 +56,10 @@ Ray starts, with the reason; the file and line are verl's.
 `masked_*` are verl's estimators without the rollouts that have too few verdicts; their plain names are refused.
 `reference`: `norm_adv_by_std_in_grpo` is read by `masked_grpo`, too.
 
+A fragment keeps the recipe's `experiment_name`, and so its folder: give the variant one of its own. Preflight refuses a folder that holds a
+run with another estimator, loss, clip range, KL term, group filter, temperature, trainer mode or rate (`verl_steer/plugin/fingerprint.py`).
+A folder begun by an older version is judged by what that version wrote down.
+
 ## Several ranks
 
 Rollouts are seeded by (seed, dialogue, step, session, turn), so the number of ranks and replicas changes no word of

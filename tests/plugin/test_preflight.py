@@ -294,6 +294,17 @@ def test_the_same_run_resumes(run, tmp_path, capsys):
         "data.seed=2",
         "actor_rollout_ref.rollout.n=4",
         "actor_rollout_ref.actor.optim.lr=3e-5",
+        "actor_rollout_ref.actor.policy_loss.loss_mode=gspo",
+        "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum",
+        "actor_rollout_ref.actor.clip_ratio_high=0.28",
+        "actor_rollout_ref.actor.kl_loss_type=mse",
+        "actor_rollout_ref.model.lora_alpha=32",
+        "actor_rollout_ref.rollout.temperature=0.9",
+        "algorithm.norm_adv_by_std_in_grpo=false",
+        "algorithm.kl_ctrl.kl_coef=0.01",
+        "steer.advantage.std=true",
+        "steer.dialogue.min_scored=0.8",
+        "steer.dialogue.max_turn_tokens=99",
         "steer.dialogue.feedback=script",
         "steer.tutor.model=another",
     ],
@@ -307,6 +318,22 @@ def test_another_runs_checkpoint_is_refused(run, tmp_path, override):
     assert (tmp_path / "out" / fingerprint.FILE).read_text() == before
 
 
+@pytest.mark.parametrize("fragment", ["with_gspo", "with_dr_grpo", "with_dapo"])
+def test_an_algorithm_fragment_makes_another_run_of_it(tmp_path, fragment):
+    def mine(recipe: str) -> tuple:
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            config = compose("ppo_trainer", overrides=[f"+recipe={recipe}", "trainer.resume_mode=auto"])
+        config.trainer.default_local_dir = str(tmp_path)
+        return config, fingerprint.fingerprint(config, [])
+
+    config, plain = mine("steer_grpo_7b")
+    fingerprint.remember(config, plain)
+    leave_checkpoint(tmp_path, 3, "3")
+    assert fingerprint.check_resume(config, plain) == "resumes from step 3"
+    with pytest.raises(fingerprint.ForeignCheckpointError, match=r"actor_rollout_ref\.actor\.loss_agg_mode: there"):
+        fingerprint.check_resume(*mine(f"[steer_grpo_7b,{fragment}]"))
+
+
 def test_another_reward_is_another_run_and_an_older_fingerprint_did_not_know_it(run, tmp_path):
     run_preflight(run())
     leave_checkpoint(tmp_path / "out", 3, "3")
@@ -316,6 +343,22 @@ def test_another_reward_is_another_run_and_an_older_fingerprint_did_not_know_it(
     older = {key: value for key, value in json.loads(path.read_text()).items() if key != "steer.reward.alpha"}
     path.write_text(json.dumps(older))
     run_preflight(run("steer.reward.alpha=0"))
+
+
+def test_a_run_that_began_under_a_shorter_fingerprint_goes_on(run, tmp_path, capsys):
+    """What version 0.1.0 wrote before it looked at the algorithm: such a run is under way and must not be lost."""
+    run_preflight(run())
+    leave_checkpoint(tmp_path / "out", 3, "3")
+    path = tmp_path / "out" / fingerprint.FILE
+    full = json.loads(path.read_text())
+    known = ("actor_rollout_ref.model.path", "data.", "actor_rollout_ref.rollout.n", "steer.seed", "steer.reward")
+    path.write_text(json.dumps({k: v for k, v in full.items() if k.startswith(known) and "length" not in k}))
+    run_preflight(run())
+    assert "resumes from step 3" in capsys.readouterr().out
+    assert json.loads(path.read_text()) == full, "from now on the rest is noticed too"
+    assert "loss_mode: there 'vanilla', here 'gspo'" in problem(
+        run("actor_rollout_ref.actor.policy_loss.loss_mode=gspo")
+    )
 
 
 def test_an_evaluation_of_a_checkpoint_leaves_the_fingerprint_of_the_run(run, tmp_path):

@@ -134,6 +134,8 @@ def test_another_run_s_checkpoints_are_refused(run, tmp_path):
     run_preflight(run())
     (tmp_path / "out" / "global_step_2").mkdir()
     assert "data.seed: there 1, here 2" in problem(run("data.seed=2"))
+    assert "optim.lr: there 1e-05, here 0.001" in problem(run("optim.lr=1e-3"))
+    assert "model.lora_rank: there 0, here 8" in problem(run("model.lora_rank=8"))
 
 
 # -- data set and switch --------------------------------------------------------------------------------

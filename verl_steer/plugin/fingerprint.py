@@ -16,27 +16,50 @@ from omegaconf import DictConfig, OmegaConf
 
 FILE = "steer_fingerprint.json"
 TRACKER = "latest_checkpointed_iteration.txt"
-#: A change of any of these makes another run of it. Batch and group sizes belong: the data order depends on them. Where
-#: the tutor is served does not.
+#: A change of any of these makes another run of it: whatever decides what is learned from which rows. Batch and group
+#: sizes belong: the data order depends on them. Where the tutor is served does not, nor does how the work is shared out.
+_ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+_OPTIM = ("lr", "lr_scheduler_type", "lr_warmup_steps", "lr_warmup_steps_ratio", "weight_decay", "clip_grad")
+_LORA = ("lora_rank", "lora_alpha", "target_modules", "exclude_modules")
+_LOSS = (
+    *("policy_loss", "loss_agg_mode", "loss_scale_factor", "entropy_coeff", "ppo_mini_batch_size", "ppo_epochs"),
+    *("clip_ratio", "clip_ratio_low", "clip_ratio_high", "clip_ratio_c", "use_kl_loss", "kl_loss_coef", "kl_loss_type"),
+)
+_ALGORITHM = (
+    *("adv_estimator", "norm_adv_by_std_in_grpo", "gamma", "lam", "use_kl_in_reward", "kl_penalty", "kl_ctrl"),
+    *("filter_groups.enable", "filter_groups.metric", "rollout_correction"),
+)
+_DIALOGUE = ("feedback", "max_turns", "max_turn_tokens", "stop", "min_scored")
 KEYS = (
     "actor_rollout_ref.model.path",
     "data.seed",
     "data.train_batch_size",
-    "actor_rollout_ref.rollout.n",
-    "algorithm.adv_estimator",
-    "actor_rollout_ref.actor.optim.lr",
-    "actor_rollout_ref.actor.use_kl_loss",
-    "actor_rollout_ref.actor.kl_loss_coef",
+    "data.max_response_length",
+    *(f"actor_rollout_ref.model.{name}" for name in _LORA),
+    *(f"{_ACTOR}.{name}" for name in _LOSS),
+    *(f"{_ACTOR}.optim.{name}" for name in _OPTIM),
+    *(f"{_ROLLOUT}.{name}" for name in ("n", "temperature", "top_p", "top_k")),
+    *(f"algorithm.{name}" for name in _ALGORITHM),
+    "critic.optim.lr",
+    "trainer.v1.trainer_mode",
     "steer.seed",
     "steer.reward",
-    "steer.dialogue.feedback",
-    "steer.dialogue.max_turns",
+    "steer.advantage",
+    *(f"steer.dialogue.{name}" for name in _DIALOGUE),
     "steer.tutor.model",
     "steer.tutor.custom",
     "steer.tutor.managed.path",
 )
 #: The same of an SFT run.
-SFT_KEYS = ("model.path", "data.seed", "data.train_batch_size", "steer.sft.freeze_vision")
+SFT_KEYS = (
+    "model.path",
+    "data.seed",
+    "data.train_batch_size",
+    "data.max_length",
+    *(f"model.{name}" for name in _LORA),
+    *(f"optim.{name}" for name in _OPTIM),
+    "steer.sft.freeze_vision",
+)
 
 
 class ForeignCheckpointError(RuntimeError):
@@ -44,7 +67,10 @@ class ForeignCheckpointError(RuntimeError):
 
 
 def fingerprint(config: DictConfig, train_files: list[Path], keys: tuple[str, ...] = KEYS) -> dict[str, Any]:
-    """What identifies a run: the values of `keys`, those of a node one by one, and the content of its training files."""
+    """What identifies a run: the values of `keys` and the content of its training files.
+
+    A node's values are taken one by one; a key that the configuration lacks is None.
+    """
     digest = hashlib.sha256()
     for path in train_files:
         with path.open("rb") as file:
@@ -54,7 +80,10 @@ def fingerprint(config: DictConfig, train_files: list[Path], keys: tuple[str, ..
     for key in keys:
         found = OmegaConf.select(config, key)
         plain = OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
-        values |= {f"{key}.{name}": value for name, value in plain.items()} if isinstance(plain, dict) else {key: plain}
+        if not isinstance(plain, dict):
+            values[key] = plain
+        else:  # `_target_` names the class that holds the node, which decides nothing
+            values |= {f"{key}.{name}": value for name, value in plain.items() if name != "_target_"}
     return {**values, "data.train_files": digest.hexdigest()}
 
 
