@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_steer.plugin import algorithm, arithmetic, checks, geometry, gpus, lora, memory, paths
+from verl_steer.plugin import algorithm, arithmetic, checks, geometry, gpus, lora, memory, paths, requirements
 from verl_steer.plugin.demand import demand
 from verl_steer.plugin.findings import Finding, compose_recipe, gpus_seen, is_sft, run, student
 from verl_steer.plugin.preflight import managed_tutor
@@ -30,6 +30,7 @@ SHOWN = (
     "tensordict",
     "TransferQueue",
     "vllm",
+    "sglang",
     "flash-attn",
     "numpy",
     "qwen-vl-utils",
@@ -69,6 +70,7 @@ def _stage_three(config: DictConfig, findings: list[Finding]) -> None:
     run(findings, "plugin in this process", lambda: (checks.plugin_loaded(config), {}))
     run(findings, "plugin in a Ray worker", lambda: (_ray_worker(config), {}))
     run(findings, "device and rollout", lambda: _device(config))
+    run(findings, "attention", lambda: (requirements.attention(config), {}))
     run(findings, "GPUs", lambda: _gpus(config))
     run(findings, "algorithm", lambda: (algorithm.usable(config), {}))
     batches = run(findings, "batches", lambda: (arithmetic.batches_divide(config), {}))
@@ -156,10 +158,7 @@ def _device(config: DictConfig) -> tuple[str, dict[str, Any]]:
         raise checks.Problem(
             f"trainer.n_gpus_per_node={wanted}, but torch sees {count} GPUs here; lower it or name the nodes"
         )
-    if rollout == "vllm" and installed("vllm") is None:
-        raise checks.Problem(
-            'actor_rollout_ref.rollout.name=vllm, but vllm is not installed; pip install "verl-steer[gpu]"'
-        )
+    requirements.rollout_engine("actor_rollout_ref.rollout.name", rollout)
     facts = {"device": device, "gpus": count, "rollout": rollout}
     return f"{device} ({count} GPUs seen), rollout {rollout}", facts
 

@@ -14,7 +14,18 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from verl_steer.config import TutorConfig
-from verl_steer.plugin import algorithm, arithmetic, checks, fingerprint, geometry, gpus, lora, managed, paths
+from verl_steer.plugin import (
+    algorithm,
+    arithmetic,
+    checks,
+    fingerprint,
+    geometry,
+    gpus,
+    lora,
+    managed,
+    paths,
+    requirements,
+)
 from verl_steer.plugin.resolvers import uses_embedded_student, world_place
 from verl_steer.plugin.sample import sample_image
 from verl_steer.plugin.version import UnsupportedVersionError
@@ -39,6 +50,8 @@ def run_preflight(config: DictConfig) -> None:
     """All checks in the order in which their messages help most; see `checks.py`."""
     checks.plugin_loaded(config)
     algorithm.usable(config)
+    requirements.attention(config)
+    requirements.rollout_engine("actor_rollout_ref.rollout.name", str(config.actor_rollout_ref.rollout.name))
     steer = checks.steer_node(config)
     paths.mean_the_same(config)
     checks.output_writable(config)
@@ -76,6 +89,7 @@ def managed_tutor(config: DictConfig, tutor: TutorConfig) -> str:
     checks.readable_model(
         "steer.tutor.managed.path", str(tutor.managed.path or tutor.model), tutor.managed.trust_remote_code
     )
+    requirements.rollout_engine("steer.tutor.managed.engine", tutor.managed.engine)
     managed.rollout_config(tutor)
     starter = str(OmegaConf.select(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class"))
     if not starter.startswith("verl_steer."):

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from verl_steer.plugin import checks, sft_preflight
+from verl_steer.plugin import checks, requirements, sft_preflight
 from verl_steer.plugin.findings import Finding, gpus_seen, run, student
 
 
@@ -14,6 +14,7 @@ def stage_two(config: DictConfig, findings: list[Finding]) -> None:
     """What verl's SFT trainer needs; there is no rollout, no tutor and no Ray."""
     run(findings, "plugin in this process", lambda: (sft_preflight.plugin_loaded(), {}))
     run(findings, "device", lambda: _device(config))
+    run(findings, "attention", lambda: (requirements.attention(config, "model", "engine"), {}))
     run(findings, "output folders", lambda: (checks.output_writable(config), {}))
     run(findings, "steer node", lambda: (sft_preflight.switch_reaches(config), {}))
     model = run(findings, "student", lambda: student(config, "model"))

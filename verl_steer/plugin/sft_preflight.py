@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_steer.checked import ConfigError
 from verl_steer.config_sft import SftRunConfig
 from verl_steer.data.rows import DataError
-from verl_steer.plugin import checks, fingerprint, hooks, paths
+from verl_steer.plugin import checks, fingerprint, hooks, paths, requirements
 from verl_steer.plugin.checks import Problem
 from verl_steer.plugin.version import UnsupportedVersionError, check_versions
 
@@ -42,6 +42,7 @@ def run_preflight(config: DictConfig) -> None:
     """All checks in the order in which their messages help most."""
     plugin_loaded()
     switch_reaches(config)
+    requirements.attention(config, "model", "engine")
     paths.mean_the_same(config, paths.SFT_KEYS)
     checks.output_writable(config)
     tokenizer, processor = checks.model_readable(config, "model")
