@@ -6,6 +6,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from verl_steer.extras import install_command
+
 # The pre-tokenizer of Qwen2's tokenizer.json, which Qwen2.5-VL and Qwen3-VL keep.
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -23,6 +25,6 @@ def qwen_bpe() -> Any:
     # Found, not imported: the SDK itself is of no use here.
     spec = importlib.util.find_spec("dashscope")
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError("Qwen's vocabulary comes with the package dashscope: pip install 'verl-steer[dev]'")
+        raise ImportError(f"Qwen's vocabulary comes with the package dashscope: {install_command('dev')}")
     ranks = Path(spec.submodule_search_locations[0]) / "resources" / "qwen.tiktoken"
     return TikTokenConverter(vocab_file=str(ranks), pattern=_SPLIT).converted()

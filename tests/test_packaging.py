@@ -1,5 +1,6 @@
 """The distribution holds what the tree holds."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -23,6 +24,18 @@ def test_every_data_file_of_a_package_is_shipped():
             package = ".".join(path.parent.relative_to(ROOT).parts)
             patterns = shipped.get(package, [])
             assert any(path.match(pattern) for pattern in patterns), f"{path} would be missing from the wheel"
+
+
+def test_no_message_sends_to_an_index_that_lacks_the_package():
+    """It is in no index: `pip install "verl-steer[synth]"` fails, or fetches somebody else's."""
+    told = [p for folder in ("verl_steer", "benchmarks", "recipes") for p in (ROOT / folder).rglob("*") if p.is_file()]
+    wrong = [p for p in told if p.suffix in (".py", ".md", ".txt", ".sh") and 'install "verl-steer' in p.read_text()]
+    assert not wrong
+    extras = PROJECT["project"]["optional-dependencies"]
+    used = {
+        name for p in told if p.suffix == ".py" for name in re.findall(r"install_command\(.(\w+).\)", p.read_text())
+    }
+    assert {"synth", "bench", "gpu", "cpu"} <= used <= set(extras)
 
 
 def test_hydra_plugins_stays_a_namespace_package():

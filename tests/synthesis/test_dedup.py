@@ -141,5 +141,5 @@ def test_without_datasketch_the_message_says_what_to_install(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(ValueError, match=r"pip install 'verl-steer\[synth\]'"):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[synth\]" in the clone'):
         NearIndex(0.8)

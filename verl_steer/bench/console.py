@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from verl_steer.extras import install_command
+
 Advance = Callable[[str], None]
 _EXTRA = ("scipy", "jinja2", "matplotlib")
 
@@ -44,7 +46,7 @@ def guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.N
         except ModuleNotFoundError as error:
             if error.name not in _EXTRA:
                 raise
-            return _say(f'{error.name} is missing; pip install "verl-steer[bench]"')
+            return _say(f"{error.name} is missing; {install_command('bench')}")
         except KeyboardInterrupt:
             sys.stderr.write("\nverl-steer: stopped; what is written is whole, and the same command goes on\n")
             return 130

@@ -32,7 +32,8 @@ class Grammars:
             import llguidance
             import llguidance.hf
         except ImportError:
-            raise SchemaError('structured output needs llguidance; pip install "verl-steer[cpu]"') from None
+            # Not the extra that holds it: beside vLLM it would replace torch by another version.
+            raise SchemaError('structured output needs llguidance; run pip install "llguidance>=1,<2"') from None
         self._library = llguidance
         try:
             self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=list(ends))

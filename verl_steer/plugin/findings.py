@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_steer.extras import install_command
 from verl_steer.plugin import checks
 from verl_steer.plugin.version import UnsupportedVersionError
 
@@ -92,8 +93,8 @@ def gpus_seen(device: str) -> int:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cuda" and count == 0:
         raise checks.Problem(
-            "trainer.device=cuda, but torch sees no GPU here; on a machine without one install a CPU build of torch "
-            "and verl-steer[cpu], or set VERL_STEER_DEVICE=cpu"
+            "trainer.device=cuda, but torch sees no GPU here; on a machine without one set VERL_STEER_DEVICE=cpu, or install a CPU "
+            f"build of torch, then {install_command('cpu')}"
         )
     return count
 

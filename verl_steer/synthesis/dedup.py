@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from verl_steer.data.rows import DataError
 from verl_steer.data.schemas import Question
+from verl_steer.extras import install_command
 
 PERMUTATIONS = 128
 RECALL = 0.99  # at the threshold; more similar rows are found with more certainty
@@ -100,7 +101,7 @@ class NearIndex:
         try:
             from datasketch import MinHash, MinHashLSH
         except ImportError as error:
-            raise DataError("near duplicates need datasketch: pip install 'verl-steer[synth]'") from error
+            raise DataError(f"near duplicates need datasketch: {install_command('synth')}") from error
         self.threshold = threshold
         count, rows = bands(threshold)
         self._empty = MinHash(num_perm=PERMUTATIONS, hashfunc=int)  # shingles are hashes already
