@@ -5,7 +5,7 @@
 #   bash benchmarks/gpu.sh             # writes the figures into docs/gpu.md
 #   bash benchmarks/gpu.sh --tiny      # (or --quick) the same script on the CPU with a tiny geometry; docs/gpu.md stays as it is
 #
-# Runs in .venv (made if it is missing) or in the environment of PYTHON. Other options: python benchmarks/gpu.py --help
+# Runs in .venv-gpu (--tiny: .venv), made if it is missing, or in the environment of PYTHON. Other options: python benchmarks/gpu.py --help
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tiny=""
@@ -24,6 +24,6 @@ else
 fi
 if [ -z "${PYTHON:-}" ]; then
   bash tests/setup.sh "$extra"
-  PYTHON="${VERL_STEER_VENV:-.venv}/bin/python"
+  PYTHON="$(bash tests/setup.sh --where "$extra")/bin/python"
 fi
 exec "$PYTHON" benchmarks/gpu.py "$@"

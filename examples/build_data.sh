@@ -6,7 +6,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out="${1:-outputs/steer_microworld}"
 shift || true
-python="${VERL_STEER_VENV:-.venv}/bin/python"
+# No GPU is needed: with .venv-gpu alone, that one will do.
+if [ ! -x .venv/bin/python ] && [ -x .venv-gpu/bin/python ]; then export VERL_STEER_VENV="${VERL_STEER_VENV:-.venv-gpu}"; fi
+python="$(bash tests/setup.sh --where)/bin/python"
 if ! "$python" -c 'import datasketch, uvicorn' 2>/dev/null; then
   extra=cpu,synth
   if [ -x "$python" ]; then extra=synth; fi # an environment of the quickstart, with or without a GPU, serves already

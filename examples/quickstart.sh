@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh clone to a learning curve: installs into .venv, trains the embedded default with
+# From a fresh clone to a learning curve: installs into .venv (with a GPU into .venv-gpu), trains the embedded default with
 # verl's own entry point, and says where everything lies. Works with or without a GPU.
 # Further arguments are Hydra overrides, e.g.: bash examples/quickstart.sh trainer.total_training_steps=5
 set -euo pipefail
@@ -10,9 +10,10 @@ if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then
 else
   export VERL_STEER_DEVICE=cpu
 fi
-echo "verl_steer quickstart: installing into .venv (extra: $extra) ..."
+venv="$(bash tests/setup.sh --where "$extra")"
+echo "verl_steer quickstart: installing into $venv (extra: $extra) ..."
 bash tests/setup.sh "$extra"
-python="${VERL_STEER_VENV:-.venv}/bin/python"
+python="$venv/bin/python"
 
 out="checkpoints/verl_steer/quickstart"
 for argument in "$@"; do
