@@ -1,6 +1,7 @@
 """The doctor names what is wrong and what to do, and says nothing else on its JSON channel."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -16,6 +17,8 @@ from verl_steer.data.splits import LAYOUTS, table
 from verl_steer.dialogue import Kind, Script, UserTurn
 from verl_steer.plugin.canary_check import run_canaries
 from verl_steer.plugin.doctor import run_doctor
+
+PATCHED = "VERL_STEER_PATCHED_VERL" in os.environ
 
 
 def doctor(*overrides: str) -> tuple[int, dict]:
@@ -74,6 +77,8 @@ def test_stage_two_is_looked_at_as_its_trainer_would(tmp_path):
     )
     found = looked_at(*recipe, "data.train_batch_size=3")
     assert {status for status, _ in found.values()} == {"ok", "note"}, found
+    workarounds = found["workarounds for verl"][1]
+    assert "freeze-vision" in workarounds and ("vision-language-value-model" in workarounds) == (not PATCHED)
     assert found["data"][1] == "3 rows, 0 rejected" and "plugin in a Ray worker" not in found
     assert not (tmp_path / "out").exists()
     found = looked_at(*recipe, "data.train_batch_size=4", "steer.sft.freeze_vision=false")

@@ -91,6 +91,18 @@ def test_the_doctor_says_who_takes_how_many():
     assert facts == {"student": 8} and detail == "student 8 (trainer.nnodes=1 x n_gpus_per_node=8) = 8 GPUs"
 
 
+def test_servers_of_their_own_count_too(monkeypatch):
+    monkeypatch.setattr(gpus, "_cluster", lambda: 8)
+    separate = composed("[steer_grpo_7b,with_separate_async]", "ray_kwargs.ray_init.num_gpus=null")
+    monkeypatch.setenv("VERL_STEER_DEVICE", "cuda")
+    with pytest.raises(Problem, match=r"student 8 .* \+ rollout .* GPUs, but the running Ray cluster has 8"):
+        doctor._gpus(separate)
+    with pytest.raises(Problem, match="GPUs, but the running Ray cluster has 8"):
+        gpus.find_room(separate)
+    monkeypatch.setattr(gpus, "_cluster", lambda: pytest.fail("one pool: nothing to add up"))
+    assert gpus.find_room(composed("steer_grpo_7b")).endswith("= 8 GPUs")
+
+
 # -- what is wrong is said before Ray starts -----------------------------------------------------------------
 
 

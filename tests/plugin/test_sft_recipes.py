@@ -125,6 +125,23 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(run, override, message):
     assert re.search(message, problem(run(override)))
 
 
+def test_a_ray_cluster_that_happens_to_run_here_is_no_concern_of_torchrun_s(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr("verl_steer.plugin.paths._running_here", lambda: "10.0.0.1:6379")
+    run_preflight(run("trainer.default_local_dir=out"))
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    run_preflight(run("trainer.default_local_dir=out"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    said = problem(run("trainer.default_local_dir=out"))
+    assert (
+        said.startswith("trainer.default_local_dir=out: torchrun starts 16 ranks on several nodes")
+        and str(tmp_path / "out") in said
+    )
+    assert "verl does not expand ~" in problem(run("trainer.default_local_dir='~/out'"))
+
+
 def test_the_callback_stops_without_a_traceback(run):
     with pytest.raises(SystemExit, match="do not fill"):
         SftPreflight().on_job_start(run("data.train_batch_size=4"))

@@ -7,8 +7,10 @@ ask of the tutor.
 
 from __future__ import annotations
 
+import importlib
 import platform
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,16 @@ SHOWN = (
     "qwen-vl-utils",
 )
 
+#: What verl lacks and the plugin gives it by another function: name, what for, verl's module, the function there.
+_GIVEN = (
+    ("vision-language-value-model", "a critic that sees", "verl.utils.model", "load_valuehead_model"),
+    (
+        "freeze-vision",
+        "a switch that freezes the vision tower",
+        "verl.workers.engine.fsdp.transformer_impl",
+        "FSDPEngine._build_module",
+    ),
+)
 #: What is known of a tutor that cannot be asked now.
 _WITHOUT_CALL = {
     "microworld": "microworld: rules in this process, no calls",
@@ -164,11 +176,8 @@ def _device(config: DictConfig) -> tuple[str, dict[str, Any]]:
 
 
 def _gpus(config: DictConfig) -> tuple[str, dict[str, Any]]:
-    """Who takes how many; a tutor served by the run itself must find room beside the student."""
-    facts = {share.who: share.gpus for share in gpus.shares(config)}
-    if OmegaConf.select(config, "steer.tutor.kind") != "managed":
-        return gpus.describe(config), facts
-    return gpus.check_room(config), facts
+    """Who takes how many, and whether all find room."""
+    return gpus.find_room(config), {share.who: share.gpus for share in gpus.shares(config)}
 
 
 def _world(config: DictConfig, findings: list[Finding]) -> None:
@@ -227,11 +236,15 @@ def _tutor(config: DictConfig, steer: Any, rows: dict[str, Any] | None) -> tuple
 
 
 def _workarounds() -> Finding:
+    """Everything of verl that is another function in this process than verl's own."""
     from verl_steer.plugin.compat import workarounds
 
-    active = [w for w in workarounds() if w.in_force]
-    detail = "; ".join(f"{w.name} ({w.why})" for w in active) or "none needed"
-    return Finding("workarounds for verl", "note", detail, {w.name: w.in_force for w in workarounds()})
+    found = {w.name: (w.why, w.in_force) for w in workarounds()}
+    for name, why, module, function in _GIVEN:
+        inside = attrgetter(function)(importlib.import_module(module)).__module__
+        found[name] = (why, inside.startswith("verl_steer."))
+    detail = "; ".join(f"{name} ({why})" for name, (why, in_force) in found.items() if in_force) or "none needed"
+    return Finding("workarounds for verl", "note", detail, {name: in_force for name, (_, in_force) in found.items()})
 
 
 def _trust_note() -> Finding:

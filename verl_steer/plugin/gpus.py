@@ -66,6 +66,15 @@ def describe(config: DictConfig) -> str:
     return f"{' + '.join(map(str, found))} = {needed(config)} GPUs"
 
 
+def find_room(config: DictConfig) -> str:
+    """`check_room` where there are several pools: verl itself says early that the student's own one is too large.
+
+    Raises:
+        Problem: The pools do not fit.
+    """
+    return check_room(config) if len(shares(config)) > 1 else describe(config)
+
+
 def check_room(config: DictConfig) -> str:
     """The cluster has room for all pools.
 
@@ -74,9 +83,10 @@ def check_room(config: DictConfig) -> str:
     """
     have, where = _offered(config)
     if needed(config) > have:
+        tutor = any(share.who == "tutor" for share in shares(config))
+        elsewhere = ", or serve the tutor elsewhere and set steer.tutor.kind=endpoint" if tutor else ""
         raise Problem(
-            f"{describe(config)}, but {where} has {have}. Take fewer for one of them, add a machine, or serve the tutor "
-            "elsewhere and set steer.tutor.kind=endpoint"
+            f"{describe(config)}, but {where} has {have}. Take fewer for one of them, or add a machine{elsewhere}"
         )
     return f"{describe(config)} of {have} ({where})"
 

@@ -27,16 +27,31 @@ KEYS = (
 )
 #: A name of the hub looks like a relative path; it is one if there is such a folder.
 _MODELS = ("actor_rollout_ref.model.path", "model.path", "steer.tutor.managed.path")
+#: Of stage II.
 SFT_KEYS = ("model.path", "data.train_files", "data.val_files", "trainer.default_local_dir")
 
 
-def mean_the_same(config: DictConfig, keys: tuple[str, ...] = KEYS) -> str:
-    """Every path is one that all processes of the run read alike.
+def mean_the_same(config: DictConfig) -> str:
+    """Every path is one that all processes of a Ray job read alike.
 
     Raises:
         Problem: One begins with `~`, or is relative in a cluster that this command does not start.
     """
-    joined = _joined(config)
+    return _same(config, KEYS, _joined(config))
+
+
+def mean_the_same_under_torchrun(config: DictConfig) -> str:
+    """Every path is one that all ranks of stage II read alike; no Ray is asked, for none takes part.
+
+    Raises:
+        Problem: One begins with `~`, or is relative while several nodes take part.
+    """
+    here, all_ranks = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    return _same(config, SFT_KEYS, f"torchrun starts {all_ranks} ranks on several nodes" if all_ranks > here else "")
+
+
+def _same(config: DictConfig, keys: tuple[str, ...], joined: str) -> str:
+    """Checks the paths at `keys`; `joined` says why processes may run in another folder, "" that they do not."""
     for key in keys:
         value = OmegaConf.select(config, key)
         for path in list(value) if isinstance(value, (list, ListConfig)) else [value]:

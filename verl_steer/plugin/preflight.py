@@ -57,6 +57,7 @@ def run_preflight(config: DictConfig) -> None:
     checks.output_writable(config)
     checks.lengths_agree(config)
     batches = arithmetic.batches_divide(config)
+    gpus.find_room(config)
     if uses_embedded_student(config):
         importlib.import_module("verl_steer.microworld.prepare").ensure(*world_place(config))
     tokenizer, processor = checks.model_readable(config)
@@ -81,7 +82,7 @@ def run_preflight(config: DictConfig) -> None:
 
 
 def managed_tutor(config: DictConfig, tutor: TutorConfig) -> str:
-    """A tutor that the run is to serve itself can be started: its model is there, the cluster has room, somebody starts it.
+    """A tutor that the run is to serve itself can be started: its model and its engine are there, somebody starts it.
 
     Raises:
         Problem: It cannot.
@@ -97,4 +98,4 @@ def managed_tutor(config: DictConfig, tutor: TutorConfig) -> str:
             f"steer.tutor.kind=managed, but actor_rollout_ref.rollout.agent.agent_loop_manager_class={starter} starts no tutor; "
             "set verl_steer.plugin.worker.SteerAgentLoopManager"
         )
-    return gpus.check_room(config)
+    return gpus.describe(config)

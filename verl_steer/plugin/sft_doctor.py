@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from verl_steer.plugin import checks, requirements, sft_preflight
+from verl_steer.plugin import checks, paths, requirements, sft_preflight
 from verl_steer.plugin.findings import Finding, gpus_seen, run, student
 
 
@@ -15,6 +15,7 @@ def stage_two(config: DictConfig, findings: list[Finding]) -> None:
     run(findings, "plugin in this process", lambda: (sft_preflight.plugin_loaded(), {}))
     run(findings, "device", lambda: _device(config))
     run(findings, "attention", lambda: (requirements.attention(config, "model", "engine"), {}))
+    run(findings, "paths", lambda: (paths.mean_the_same_under_torchrun(config), {}))
     run(findings, "output folders", lambda: (checks.output_writable(config), {}))
     run(findings, "steer node", lambda: (sft_preflight.switch_reaches(config), {}))
     model = run(findings, "student", lambda: student(config, "model"))

@@ -43,7 +43,7 @@ def run_preflight(config: DictConfig) -> None:
     plugin_loaded()
     switch_reaches(config)
     requirements.attention(config, "model", "engine")
-    paths.mean_the_same(config, paths.SFT_KEYS)
+    paths.mean_the_same_under_torchrun(config)
     checks.output_writable(config)
     tokenizer, processor = checks.model_readable(config, "model")
     counts = data_usable(config, tokenizer, processor)
