@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from verl_steer.config import PRESETS, SteerConfig
 from verl_steer.plugin.arithmetic import batches_divide
 from verl_steer.plugin.checks import lengths_agree
+from verl_steer.plugin.cpu.options import EngineOptions
 
 RECIPES = (
     "steer_grpo",
@@ -212,7 +213,21 @@ def test_the_users_example_is_the_whole_interface():
     plain = OmegaConf.to_container(config, resolve=True)
     steer = SteerConfig.from_mapping(plain["steer"])
     assert steer.tutor.base_urls == ("http://tutor-0:8000/v1", "http://tutor-1:8000/v1")
-    assert plain["actor_rollout_ref"]["model"]["path"] == "steer-sft-7b" and plain["trainer"]["n_gpus_per_node"] == 8
+    student = plain["actor_rollout_ref"]["model"]["path"]
+    commands = (Path(__file__).parents[2] / "recipes" / "README.md").read_text()
+    assert f"`{student}`" in commands, "what stage II leaves, by the page with the commands"
+    assert all(plain["data"][key] in commands for key in ("train_files", "val_files"))
+    assert plain["trainer"]["n_gpus_per_node"] == 8
+
+
+def test_the_options_named_in_the_recipes_comments_are_read():
+    hf = "actor_rollout_ref.rollout.engine_kwargs.hf={slots: 8, threads: 1}"
+    ray = "actor_rollout_ref.rollout.checkpoint_engine.engine_kwargs.steer_ray.timeout_s=60"
+    rollout = composed("[steer_grpo,with_separate_async]", f"+{hf}", f"+{ray}").actor_rollout_ref.rollout
+    assert EngineOptions.read(rollout.engine_kwargs) == EngineOptions(slots=8, threads=1)
+    assert rollout.checkpoint_engine.engine_kwargs.steer_ray.timeout_s == 60
+    for recipe, option in (("steer_cpu", hf.split("=")[0]), ("with_separate_async", ray.split("=")[0])):
+        assert f"+{option}=" in (FOLDER / f"{recipe}.yaml").read_text()
 
 
 def test_overrides_on_the_command_line_win():
