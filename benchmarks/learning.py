@@ -25,6 +25,7 @@ from typing import Any
 from json_line import last_line
 
 from verl_steer.config import world_root
+from verl_steer.local.checkpoint import reached
 from verl_steer.microworld import prepare, probe
 from verl_steer.microworld.sizes import VERSION
 from verl_steer.whole import write_text
@@ -85,11 +86,11 @@ def train_and_read(seed: int, out: Path, overrides: list[str]) -> dict[str, Any]
             stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
         )
-    step = (folder / "latest_checkpointed_iteration.txt").read_text().strip()
+    step = reached(folder)
     scripts = probe.scripts(seed)
     before = probe.evaluate(prepare.paths(world_root(None), seed).student, scripts)["student"]
     after = probe.evaluate(folder / f"global_step_{step}" / "actor" / "huggingface", scripts)["student"]
-    found = {"seed": seed, "steps": int(step), "before": before, "after": after}
+    found = {"seed": seed, "steps": step, "before": before, "after": after}
     write_text(result, json.dumps(found, indent=1) + "\n")
     return found
 

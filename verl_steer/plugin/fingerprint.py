@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_steer.local.checkpoint import TRACKER
+from verl_steer.whole import write_text
+
 FILE = "steer_fingerprint.json"
-TRACKER = "latest_checkpointed_iteration.txt"
 #: A change of any of these makes another run of it: whatever decides what is learned from which rows. Batch and group
 #: sizes belong: the data order depends on them. Where the tutor is served does not, nor does how the work is shared out.
 _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
@@ -116,7 +117,7 @@ def check_resume(config: DictConfig, mine: dict[str, Any]) -> str:
         return "a new run"
     if not tracker.read_text().strip():
         # It is written in place, last of all: an empty one means that its step was complete.
-        _write(tracker, str(steps[-1]))
+        write_text(tracker, str(steps[-1]))
         return f"resumes from step {steps[-1]} (its tracker file was empty and has been written again)"
     return f"resumes from step {tracker.read_text().strip()}"
 
@@ -127,7 +128,7 @@ def remember(config: DictConfig, mine: dict[str, Any]) -> None:
         return
     folder = Path(str(OmegaConf.select(config, "trainer.default_local_dir"))).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / FILE, json.dumps(mine, indent=1, sort_keys=True))
+    write_text(folder / FILE, json.dumps(mine, indent=1, sort_keys=True))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -136,9 +137,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}  # checkpoints without a readable fingerprint are foreign: every key differs
     return content if isinstance(content, dict) else {}
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -18,7 +18,7 @@ import ray
 import transfer_queue as tq
 
 from verl_steer.chat.outage import ModelOutage
-from verl_steer.plugin.fingerprint import TRACKER
+from verl_steer.local.checkpoint import reached
 
 PARTITION = "steer_outage"
 
@@ -96,8 +96,7 @@ def _job() -> str:
 
 def resumes_from(checkpoint_dir: str | None) -> str:
     """Where the same command goes on, in a sentence."""
-    tracker = Path(checkpoint_dir).expanduser() / TRACKER if checkpoint_dir else None
-    step = tracker.read_text().strip() if tracker is not None and tracker.is_file() else ""
+    step = reached(Path(checkpoint_dir).expanduser()) if checkpoint_dir else 0
     if not step:
         return "There is no checkpoint yet: the same command starts from the beginning."
     return f"The same command resumes from step {step} ({checkpoint_dir})."
