@@ -301,24 +301,31 @@ def test_the_readme_quotes_the_page():
     assert f"starting Stage III without Stage II costs {lost:.0f} points" in readme
     scripted = 100 * runs.contrast(Contrast("script", "full", "joint")).value
     ahead = -100 * runs.contrast(Contrast("plain_mean_kl", "full", "joint")).value
-    assert f"scripted questions cost {scripted:.0f} points" in readme
-    assert f"smaller advantages is {ahead:.0f} points ahead of TCSR" in readme
+    last = 100 * runs.contrast(Contrast("final_credit", "full", "joint")).value
+    turns = -100 * runs.contrast(Contrast("steer_turn", "full", "joint")).value
+    assert f"scripted questions cost {scripted:.0f} points and credit to the last turn alone {last:.0f};" in readme
+    assert (
+        f"smaller advantages is {ahead:.0f} points ahead of TCSR, credit turn by turn (`steer_turn`) {turns:.0f},"
+        in readme
+    )
+    running = runs.contrast(Contrast("running_mean", "full", "joint"))
+    assert abs(running.value) < 0.005 and running.narrow and "running mean without its minimum does as well" in readme
     assert f"did at least as much here ({harmful['sft_twice']} %, benign {benign['sft_twice']} %)" in readme
 
 
 def test_the_reasons_for_what_came_out_quote_the_page():
     runs = Runs(results.read_all(ROOT / "evidence" / "runs"), CONFIRMATORY_SEEDS)
 
-    def apart(one: str, other: str, rule: str = "") -> tuple[float, float, float]:
-        read = (lambda r: r.by_rule[rule]["harmful"]) if rule else (lambda r: r.by_kind["harmful"]["joint"])
+    def apart(one: str, other: str, rule: str = "", kind: str = "harmful") -> tuple[float, float, float]:
+        read = (lambda r: r.by_rule[rule][kind]) if rule else (lambda r: r.by_kind[kind]["joint"])
         a, b = (runs.by_arm[arm] for arm in (one, other))
         return mean_interval({seed: read(a[seed]) - read(b[seed]) for seed in a if seed in b})
 
     def gain(one: str, other: str, rule: str = "") -> float:
         return apart(one, other, rule)[0]
 
-    def ahead(one: str, other: str, rule: str = "") -> str:
-        return difference(apart(one, other, rule), "joint")
+    def ahead(one: str, other: str, rule: str = "", kind: str = "harmful") -> str:
+        return difference(apart(one, other, rule, kind), "joint")
 
     text = " ".join((ROOT / "docs" / "microworld_limits.md").read_text().split())
     elsewhere = [r.met.elsewhere for r in runs.by_arm["full"].values()]
@@ -335,6 +342,16 @@ def test_the_reasons_for_what_came_out_quote_the_page():
         f"`full` {ahead('full', 'plain_mean_kl')} behind**, most on pledge (R3: {ahead('full', 'plain_mean_kl', 'R3')}) and "
         f"reference (R4: {ahead('full', 'plain_mean_kl', 'R4')})",
         f"**Yoked questions: {ahead('full', 'yoked')}.** {100 - 100 * sum(elsewhere) / len(elsewhere):.0f} % of the questions",
+        f"**Credit to the last turn only: `full` {ahead('full', 'final_credit')} ahead**, on the picture rule most (R1: "
+        f"{ahead('full', 'final_credit', 'R1')}; accumulation, R2: {ahead('full', 'final_credit', 'R2')})",
+        f"**Credit turn by turn: `full` {ahead('full', 'steer_turn')} behind**, most on reference (R4: "
+        f"{ahead('full', 'steer_turn', 'R4')}) and pledge (R3: {ahead('full', 'steer_turn', 'R3')})",
+        f"**A running mean alone (alpha = 0): {ahead('full', 'running_mean')}**",
+        f"by its data alone, {ahead('no_bootstrap', 'single_turn_base')} ahead**",
+        f"gains little on the base student (R2: {ahead('single_turn_base', 'base', 'R2')}, benign twins "
+        f"{ahead('single_turn_base', 'base', 'R2', 'benign')}; `no_bootstrap` {ahead('no_bootstrap', 'base', 'R2')})",
+        f"(R1: {ahead('single_turn_base', 'base', 'R1')} and {ahead('no_bootstrap', 'base', 'R1')})",
+        f"(R3: {ahead('single_turn_base', 'base', 'R3')}, benign twins {ahead('single_turn_base', 'base', 'R3', 'benign')})",
         f"their means part by {at_most(max(abs(r.tutor['gap']) for found in runs.by_arm.values() for r in found.values()))} at most",
     ):
         assert said in text, said
