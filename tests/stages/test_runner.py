@@ -301,8 +301,9 @@ def until(there) -> None:
     assert there()
 
 
-def test_steps_may_tell_at_the_same_time(capsys):
+def test_steps_may_tell_at_the_same_time(capsys, monkeypatch):
     """Each does so from a thread of its own."""
+    monkeypatch.setattr("rich._console", None)  # a library that another test imported may have silenced it
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     errors: list[Exception] = []
