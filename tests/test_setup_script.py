@@ -1,9 +1,11 @@
 """Where tests/setup.sh installs what; a copy of it is asked in an empty folder, so nothing is installed."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,15 @@ def test_the_scripts_that_install_for_a_gpu_ask_where():
     for script in ("examples/quickstart.sh", "benchmarks/gpu.sh"):
         text = (ROOT / script).read_text()
         assert 'setup.sh --where "$extra"' in text and "-.venv}" not in text
+
+
+@pytest.mark.parametrize("script", ["three_stages.sh", "build_data.sh"])
+def test_an_example_installs_what_it_looks_for_and_what_its_pipeline_needs(script):
+    """Near duplicates need datasketch, which stands in an extra of its own: without it every role is played, and then nothing is selected."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = (ROOT / "examples" / script).read_text()
+    wanted = re.search(r"-c 'import ([\w, ]+)'", text)[1].split(", ")
+    extras = re.search(r"(?:setup\.sh|extra=)\s*((?:\w+,)+\w+)", text)[1].split(",")
+    given = [*project["dependencies"], *(r for extra in extras for r in project["optional-dependencies"][extra])]
+    installed = {re.match(r"[\w-]+", requirement)[0] for requirement in given}
+    assert "datasketch" in wanted and set(wanted) <= installed
