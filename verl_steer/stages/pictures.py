@@ -127,7 +127,9 @@ def _axes(count: int) -> tuple[Any, Any]:
 def _save(figure: Any, out: Path) -> Path:
     from matplotlib import pyplot as plt
 
-    with replacing(out) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+    try:
+        with replacing(out) as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
+    finally:
+        plt.close(figure)
     return out

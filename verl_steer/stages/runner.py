@@ -245,7 +245,9 @@ class Runner:
         """
         place = Place(self.root, -1)
         names = self.missing_constants()
-        if names and not place.bench.is_file():
+        if not names:
+            return
+        if not place.bench.is_file():
             raise StepError(f"{place.bench} is not there yet: it comes with a seed's rows")
         try:
             self._constants(place, names)
@@ -254,7 +256,7 @@ class Runner:
             raise
 
     def _constants(self, place: Place, names: Sequence[str]) -> None:
-        for command in commandlines.constant_commands(self.root) if names else []:
+        for command in commandlines.constant_commands(self.root):
             self.steps.run(place, "constants", command)
         for name in names:
             folder = self.root / "constants" / name
