@@ -305,11 +305,14 @@ def test_the_readme_quotes_the_page():
     turns = -100 * runs.contrast(Contrast("steer_turn", "full", "joint")).value
     assert f"scripted questions cost {scripted:.0f} points and credit to the last turn alone {last:.0f};" in readme
     assert (
-        f"smaller advantages is {ahead:.0f} points ahead of TCSR, credit turn by turn (`steer_turn`) {turns:.0f},"
+        f"smaller advantages is {ahead:.0f} points ahead of TCSR, credit turn by turn (`steer_turn`) {turns:.0f};"
         in readme
     )
     running = runs.contrast(Contrast("running_mean", "full", "joint"))
     assert abs(running.value) < 0.005 and running.narrow and "running mean without its minimum does as well" in readme
+    theirs = runs.contrast(Contrast("reference", "full", "joint"))
+    assert theirs.low < 0 < theirs.high and theirs.narrow
+    assert "reference code's reward and advantage, without its faults, show no difference in sum" in readme
     assert f"did at least as much here ({harmful['sft_twice']} %, benign {benign['sft_twice']} %)" in readme
 
 
@@ -347,6 +350,8 @@ def test_the_reasons_for_what_came_out_quote_the_page():
         f"**Credit turn by turn: `full` {ahead('full', 'steer_turn')} behind**, most on reference (R4: "
         f"{ahead('full', 'steer_turn', 'R4')}) and pledge (R3: {ahead('full', 'steer_turn', 'R3')})",
         f"**A running mean alone (alpha = 0): {ahead('full', 'running_mean')}**",
+        f"advantage, without its faults: `full` {ahead('full', 'reference')}**, no difference in sum. On the pledge that arm is ahead (R3: "
+        f"{ahead('reference', 'full', 'R3')})",
         f"by its data alone, {ahead('no_bootstrap', 'single_turn_base')} ahead**",
         f"gains little on the base student (R2: {ahead('single_turn_base', 'base', 'R2')}, benign twins "
         f"{ahead('single_turn_base', 'base', 'R2', 'benign')}; `no_bootstrap` {ahead('no_bootstrap', 'base', 'R2')})",
@@ -355,6 +360,9 @@ def test_the_reasons_for_what_came_out_quote_the_page():
         f"their means part by {at_most(max(abs(r.tutor['gap']) for found in runs.by_arm.values() for r in found.values()))} at most",
     ):
         assert said in text, said
+    for rule in ("R1", "R2", "R4"):
+        _, low, high = apart("full", "reference", rule)
+        assert low < 0 < high, f"{rule}: 'on the other rules every interval holds 0'"
     of_r2 = 51 / 200  # of the bench's harmful dialogues; a quarter
     share = of_r2 * gain("full", "script", "R2") / gain("full", "script")
     assert round(4 * share) == 3 and "three quarters of it on accumulation" in text
