@@ -23,7 +23,7 @@ from verl_steer.chat.outcome import Outcome  # noqa: E402
 from verl_steer.cli import main  # noqa: E402
 from verl_steer.dialogue import ImageRef  # noqa: E402
 from verl_steer.local.chat import LocalChat  # noqa: E402
-from verl_steer.local.checkpoint import CheckpointError, find, weights_hash  # noqa: E402
+from verl_steer.local.checkpoint import CheckpointError, find, model_of, weights_hash  # noqa: E402
 from verl_steer.local.server import create_app  # noqa: E402
 from verl_steer.roles.frozen import chat_messages  # noqa: E402
 from verl_steer.roles.tutor import Exchange  # noqa: E402
@@ -338,6 +338,38 @@ def test_weights_are_told_apart_whatever_lies_beside_them(tmp_path):
     whole = weights_hash(tmp_path)
     (tmp_path / "model-2.safetensors").write_bytes(b"more")
     assert len({first, whole, weights_hash(tmp_path)}) == 3
+
+
+def test_two_threads_may_load_a_model_at_the_same_time(student):
+    """transformers alone leaves the tied head of both random then, and of every model that the process loads later."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    started = threading.Barrier(2)
+
+    def loaded(_):
+        started.wait()
+        return model_of(student, "float32")
+
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(loaded, range(2)))
+    for model in (*both, model_of(student, "float32")):
+        assert torch.equal(model.lm_head.weight, model.model.language_model.embed_tokens.weight)
+
+
+def test_a_student_whose_weights_are_not_all_there_is_not_played(student, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from verl_steer.microworld.generate import load
+
+    copy = tmp_path / "in part"
+    shutil.copytree(student, copy)
+    weights = load_file(copy / "model.safetensors")
+    del weights[max(weights)]
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="lacks 1 weights"):
+        load(copy)
 
 
 def test_a_run_of_a_checkpoint_is_not_continued_with_other_weights(student, tmp_path, capsys):

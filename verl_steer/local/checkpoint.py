@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ TRACKER = "latest_checkpointed_iteration.txt"
 LORA = "lora_train_meta.json"
 # RL writes the first, SFT the second; a folder that was exported by hand is itself one.
 _INSIDE = ("actor/huggingface", "huggingface", ".")
+# transformers loads under patches of the whole process. Two loads at once, in threads, leave one of them in place: tied weights
+# stay random then, in these models and in every later one of the process (huggingface/transformers#44940).
+_LOADING = threading.Lock()
 
 
 class CheckpointError(RuntimeError):
@@ -92,7 +96,8 @@ def model_of(folder: Path, dtype: str) -> Any:
 
     sees = type(AutoConfig.from_pretrained(folder)) in AutoModelForImageTextToText._model_mapping
     auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    model, said = auto.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True)
+    with _LOADING:
+        model, said = auto.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True)
     if said["missing_keys"]:
         raise CheckpointError(
             f"{folder} lacks {len(said['missing_keys'])} weights of its {type(model).__name__} (the first: "

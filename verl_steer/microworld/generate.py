@@ -16,15 +16,18 @@ import torch
 from PIL import Image
 
 from verl_steer.dialogue import Script
-from verl_steer.torchvision_ops import ensure_torchvision
+from verl_steer.local.checkpoint import model_of
 
 
 def load(model_dir: str | Path) -> tuple[Any, Any]:
-    """(model, processor) of a saved student, in fp32 on the CPU."""
-    ensure_torchvision()
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    """(model, processor) of a saved student, in fp32 on the CPU.
 
-    model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype=torch.float32)
+    Raises:
+        CheckpointError: The folder lacks weights of the model.
+    """
+    model = model_of(Path(model_dir), "float32")
+    from transformers import AutoProcessor
+
     return model.eval(), AutoProcessor.from_pretrained(model_dir)
 
 
