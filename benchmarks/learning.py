@@ -102,10 +102,12 @@ def print_table(rows: list[dict[str, Any]], references: dict[str, dict[str, Any]
     print("|---|---|---|---|---|")
     for row in rows:
         print(
-            f"| {row['seed']} | " + " | ".join(f"{row['before'][k]:.3f} -> {row['after'][k]:.3f}" for k in names) + " |"
+            f"| {row['seed']} | "
+            + " | ".join(f"{row['before'][k]:z.3f} -> {row['after'][k]:z.3f}" for k in names)
+            + " |"
         )
     for name, row in references.items():
-        print(f"| {name} | " + " | ".join(f"{row[k]:.3f}" for k in names) + " |")
+        print(f"| {name} | " + " | ".join(f"{row[k]:z.3f}" for k in names) + " |")
 
 
 def report_probe(references: dict[str, dict[str, Any]]) -> int:
