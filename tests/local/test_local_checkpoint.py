@@ -4,8 +4,10 @@ import asyncio
 import importlib.util
 import io
 import json
+import shutil
 import struct
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -320,8 +322,6 @@ def test_a_checkpoint_is_found_in_what_verl_writes(student, tmp_path, capsys):
 
 
 def test_a_repetition_penalty_of_the_checkpoint_is_not_decoded_with(student, tmp_path):
-    import shutil
-
     copy = tmp_path / "penalised"
     shutil.copytree(student, copy)
     path = copy / "generation_config.json"
@@ -342,8 +342,6 @@ def test_weights_are_told_apart_whatever_lies_beside_them(tmp_path):
 
 def test_two_threads_may_load_a_model_at_the_same_time(student):
     """transformers alone leaves the tied head of both random then, and of every model that the process loads later."""
-    from concurrent.futures import ThreadPoolExecutor
-
     started = threading.Barrier(2)
 
     def loaded(_):
@@ -357,8 +355,6 @@ def test_two_threads_may_load_a_model_at_the_same_time(student):
 
 
 def test_a_student_whose_weights_are_not_all_there_is_not_played(student, tmp_path):
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     from verl_steer.microworld.generate import load
@@ -374,8 +370,6 @@ def test_a_student_whose_weights_are_not_all_there_is_not_played(student, tmp_pa
 
 def test_a_run_of_a_checkpoint_is_not_continued_with_other_weights(student, tmp_path, capsys):
     """Trained again into the same folder: its path says nothing."""
-    import shutil
-
     model, out = tmp_path / "model", tmp_path / "run"
     shutil.copytree(student, model)
     rows = world_bench(tmp_path / "bench.parquet", 1)

@@ -25,7 +25,7 @@ def load(model_dir: str | Path) -> tuple[Any, Any]:
     Raises:
         CheckpointError: The folder lacks weights of the model.
     """
-    model = model_of(Path(model_dir), "float32")
+    model = model_of(Path(model_dir), "float32")  # first: it makes sure that the processor finds a torchvision
     from transformers import AutoProcessor
 
     return model.eval(), AutoProcessor.from_pretrained(model_dir)
